@@ -1,0 +1,103 @@
+"""`deployment.json`: what a machine is told to serve. Written by `provision`, read by agent, server and engine.
+
+It holds no secret: API keys travel as SHA-256 in `keys.json`, hub tokens in `secrets/hub.json`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+SCHEMA = 1
+DEFAULT_PORT = 8000
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything that crosses a wall as JSON: frozen, and an unknown field is an error."""
+
+
+class ModelSource(Struct):
+    """Where the weights come from. `source` is the spec's form: `hf:org/name@rev`, `demo`, `/a/folder`, …"""
+
+    source: str
+    served_name: str
+    hub_endpoint: str | None = None
+
+
+class EngineOptions(Struct):
+    """What the plan decided for the engine. `None` = the engine measures and chooses."""
+
+    dtype: str  # "float32", "bfloat16", "float16"
+    device: str  # "cpu" or "cuda"
+    max_model_len: int  # tokens, prompt + output of one request
+    max_num_seqs: int  # requests that run at once
+    tensor_parallel: int = 1
+    quantization: str | None = None
+    gpu_memory_utilization: float = 0.92
+    kv_cache_bytes: int | None = None
+    max_batched_tokens: int | None = None  # token budget of one step
+    block_size: int = 16  # tokens per KV block
+    prefix_cache: bool = True
+    rope_scaling: dict[str, str | float | int] | None = None
+    num_threads: int | None = None  # CPU threads; None = all cores
+
+
+class Predicted(Struct):
+    """The plan's numbers, logged beside the measured ones."""
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    kv_blocks: int
+    activation_bytes: int
+
+
+class Listen(Struct):
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+
+
+class Deployment(Struct):
+    """One release of one deployment."""
+
+    name: str
+    release: str
+    target: str  # "local", "host", "aws", "alicloud"
+    model: ModelSource
+    engine: EngineOptions
+    listen: Listen
+    predicted: Predicted | None = None
+    hold_max_s: float = 120.0
+    schema: int = SCHEMA
+
+
+class ApiKey(Struct):
+    """One entry of `keys.json`. `sha256` is the hex digest of the key's UTF-8 bytes."""
+
+    name: str
+    sha256: str
+    rpm: int | None = None  # requests per minute
+    tpm: int | None = None  # tokens per minute
+
+
+class Weights(Struct):
+    """`weights.json` in a release folder: where the agent put the model. `revision` is the resolved commit."""
+
+    path: str
+    revision: str | None = None
+
+
+def encode(value: Struct | list[ApiKey]) -> bytes:
+    """Readable JSON with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def decode_deployment(data: bytes) -> Deployment:
+    """Raises msgspec.ValidationError with the path of the first wrong field."""
+    return msgspec.json.decode(data, type=Deployment)
+
+
+def decode_keys(data: bytes) -> list[ApiKey]:
+    return msgspec.json.decode(data, type=list[ApiKey])
+
+
+def decode_weights(data: bytes) -> Weights:
+    return msgspec.json.decode(data, type=Weights)

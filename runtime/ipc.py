@@ -1,0 +1,183 @@
+"""Frames between server and engine: msgpack over a unix stream socket (mode 0600), 4-byte little-endian length.
+
+The engine listens on `<run>/engine.sock` from its first moment, while weights load too, and serves one server at
+a time: a new connection replaces the old one, whose requests are aborted. The server connects and connects again.
+
+    server ► engine   Submit, Abort
+    engine ► server   Hello (first frame), Progress (while loading), Ready, Outputs (one per step), Heartbeat
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal, TypeVar
+
+import msgspec
+
+PROTOCOL = 1
+SOCKET_NAME = "engine.sock"
+MAX_FRAME = 64 * 2**20  # bytes
+T = TypeVar("T")
+_LENGTH = struct.Struct("<I")
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True, array_like=True):
+    """Base of all frames; the tag is the class's name."""
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """How to choose the next token. `temperature` 0 is greedy. `top_k` 0 = off."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class Submit(Frame):
+    """A request whose prompt is tokenized. `salt` separates prefix caches (one per API key)."""
+
+    id: str
+    prompt: list[int]
+    sampling: Sampling
+    salt: bytes = b""
+
+
+class Abort(Frame):
+    """The client went away or a stop string was found: free the request's blocks. Unknown ids are fine."""
+
+    id: str
+
+
+class Hello(Frame):
+    """First frame on every connection."""
+
+    protocol: int
+    pid: int
+    release: str
+
+
+class Progress(Frame):
+    """How far loading is."""
+
+    percent: float
+    eta_s: float | None
+    message: str
+
+
+class Ready(Frame):
+    """The engine takes requests. `kv_tokens` = what the KV pool holds; one request may use at most
+    min(max_model_len, kv_tokens) tokens."""
+
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    kv_blocks: int
+    max_num_seqs: int
+    eos_token_ids: tuple[int, ...]
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """New tokens of one request. The token that ended it (an end-of-sequence or stop id) is included and
+    counted; `stopped_by_token` says that the last id must not be shown."""
+
+    id: str
+    tokens: list[int]
+    finish: FinishReason | None = None
+    stopped_by_token: bool = False
+    cached_tokens: int = 0  # prompt tokens served by the prefix cache (first output only)
+    error: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Gauges and running totals since the engine's start."""
+
+    running: int
+    waiting: int
+    kv_usage: float  # 0…1
+    preemptions: int
+    prefix_queries: int  # tokens asked
+    prefix_hits: int  # tokens found
+    steps: int
+
+
+class Outputs(Frame):
+    """What one step produced."""
+
+    outputs: list[Output]
+    stats: Stats
+
+
+class Heartbeat(Frame):
+    """At least one a second while idle, one per step else. With work pending, no frame for `hang_after_s` is a hang."""
+
+    stats: Stats
+    hang_after_s: float
+
+
+ToEngine = Submit | Abort
+ToServer = Hello | Progress | Ready | Outputs | Heartbeat
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_to_server = msgspec.msgpack.Decoder(ToServer)
+
+
+class FrameError(ValueError):
+    """The peer sent something that is not a frame of this protocol: close the connection."""
+
+
+def pack(frame: Frame) -> bytes:
+    """Length prefix + msgpack."""
+    body = _encoder.encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_to_engine(body: bytes) -> ToEngine:
+    return _decode(_to_engine, body)
+
+
+def decode_to_server(body: bytes) -> ToServer:
+    return _decode(_to_server, body)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise FrameError(str(error)) from error
+
+
+class FrameBuffer:
+    """Cuts a byte stream into frame bodies.
+
+    data:  |len|body....|len|bo
+            ^ consumed by take()  ^ kept until the rest arrives
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Returns the bodies that are complete now. Raises FrameError for an oversized frame."""
+        self._data += data
+        bodies: list[bytes] = []
+        start = 0
+        while len(self._data) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._data, start)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes is over the limit of {MAX_FRAME}")
+            end = start + _LENGTH.size + length
+            if len(self._data) < end:
+                break
+            bodies.append(bytes(self._data[start + _LENGTH.size : end]))
+            start = end
+        del self._data[:start]
+        return bodies

@@ -1,0 +1,121 @@
+"""The mailbox: one private folder per deployment, the channel between the user's side and the machine's.
+
+On a cloud it is a bucket; on `local` and `host` a folder with the same layout:
+
+    release/current.json             Current: which release the machine should run   user writes, machine reads
+    release/<id>/deployment.json     runtime.deployment.Deployment                   user writes, machine reads
+    release/keys.json                [ApiKey]                                        user writes, machine reads
+    secrets/hub.json                 {"token": …}                                    user writes, machine reads
+    status/status.json               Status                                          machine writes, user reads
+    status/identity.json             {instance_id, ssh_host_key, certificate}        machine writes, user reads
+    status/logs/                     logs                                            machine writes, user reads
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from runtime.deployment import Struct
+
+CURRENT = "release/current.json"
+KEYS = "release/keys.json"
+HUB_SECRET = "secrets/hub.json"
+STATUS = "status/status.json"
+IDENTITY = "status/identity.json"
+LOGS = "status/logs/"
+
+PHASES = ("python", "disk", "driver", "runtime", "weights", "load", "serve")
+Phase = Literal["python", "disk", "driver", "runtime", "weights", "load", "serve", "ready", "stopped"]
+
+
+def release_key(release: str) -> str:
+    """Key of a release's `deployment.json`."""
+    return f"release/{release}/deployment.json"
+
+
+class Current(Struct):
+    """`release/current.json`: what the machine should run now."""
+
+    release: str
+    deployment: str  # key of its deployment.json
+    keys: str = KEYS
+    wheel: str | None = None  # key of the wheel; None = the version already installed
+    sha256: str | None = None
+    index_url: str | None = None
+
+
+class Status(Struct):
+    """`status/status.json`: how far the machine is. `error` and `hint` are set when the phase has failed."""
+
+    instance_id: str
+    release: str
+    phase: Phase
+    updated_at: float  # seconds since the epoch
+    percent: float | None = None
+    bytes: int | None = None
+    eta_s: float | None = None
+    error: str | None = None
+    hint: str | None = None
+    schema: int = 1
+
+
+def encode_status(status: Status) -> bytes:
+    return msgspec.json.encode(status)
+
+
+def decode_status(data: bytes) -> Status:
+    return msgspec.json.decode(data, type=Status)
+
+
+def decode_current(data: bytes) -> Current:
+    return msgspec.json.decode(data, type=Current)
+
+
+class Mailbox(Protocol):
+    """Objects by key. `get` returns None for a missing object; `put` is atomic."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+    def keys(self, prefix: str) -> list[str]: ...
+
+
+class FolderMailbox:
+    """The mailbox of `local` and `host`: files under `root`, mode 0600, replaced atomically."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        write_atomic(self.root / key, data)
+
+    def keys(self, prefix: str) -> list[str]:
+        found = (p for p in self.root.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return sorted(key for p in found if (key := p.relative_to(self.root).as_posix()).startswith(prefix))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """A reader sees the old content or the new one, never half; folders 0700, file 0600."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
