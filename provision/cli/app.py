@@ -1,0 +1,102 @@
+"""The Typer app `deployctl`: a table of commands, each imported only when it is the one that runs."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from provision.cli.output import OutputMode, show_error
+from provision.errors import DeployctlError, StoppedError, from_os_error
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """One command of `deployctl`. `module` holds a Typer app called `app`."""
+
+    module: str
+    help: str
+
+
+COMMANDS: dict[str, CommandEntry] = {
+    "up": CommandEntry(
+        "provision.cli.up", "Plan, start and prove a deployment; prints its endpoint and key."
+    ),
+    "status": CommandEntry("provision.cli.status", "Show phase, release, model, endpoint and processes."),
+    "endpoint": CommandEntry("provision.cli.endpoint", "Print the endpoint; --env prints lines to eval."),
+    "chat": CommandEntry("provision.cli.chat", "Talk to the model in the terminal."),
+    "logs": CommandEntry("provision.cli.logs", "Show the logs of engine, server, agent and supervisor."),
+    "redeploy": CommandEntry("provision.cli.redeploy", "Change parameters or model; the port stays open."),
+    "down": CommandEntry("provision.cli.down", "Stop a deployment and prove that nothing is left."),
+    "ps": CommandEntry("provision.cli.ps", "List all deployments with phase, endpoint, age and price."),
+    "plan": CommandEntry("provision.cli.plan", "Show what fits and what it costs; starts nothing."),
+    "config": CommandEntry(
+        "provision.cli.config", "Show where each value comes from; print the JSON Schema."
+    ),
+    "version": CommandEntry("provision.cli.version", "Print the versions of deployctl and its parts."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table without importing them; imports the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = COMMANDS.get(cmd_name)
+        return TyperCommand(cmd_name, help=entry.help) if entry else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is None or command is None:
+            return name, command, rest
+        return name, load(name), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Expected errors become a message and their exit code."""
+        try:
+            return super().invoke(ctx)
+        except DeployctlError as error:
+            expected = error
+        except KeyboardInterrupt:
+            expected = StoppedError("stopped by Ctrl-C", why="nothing was left half done")
+        except OSError as error:
+            mapped = from_os_error(error)
+            if mapped is None:
+                raise
+            expected = mapped
+        show_error(expected, as_json=isinstance(ctx.obj, OutputMode) and ctx.obj.json)
+        raise typer.Exit(expected.exit_code)
+
+
+def load(name: str) -> Any:
+    """Imports the command `name` and returns it as a click command with the table's help."""
+    entry = COMMANDS[name]
+    command: Any = typer.main.get_command(importlib.import_module(entry.module).app)
+    command.name = name
+    command.help = command.help or entry.help
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="deployctl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start here: deployctl up --model demo · Exit codes: docs/exit-codes.md",
+)
+
+
+@app.callback()
+def deployctl() -> None:
+    """Turn a model name into an OpenAI endpoint, on this machine or on one cloud VM."""
+
+
+def main() -> None:
+    """Console script `deployctl`."""
+    app(prog_name="deployctl")
