@@ -1,0 +1,54 @@
+# The two commands of the README are `make up` and `make test`; `make help` lists the rest.
+# Each makes or mends its own virtual environment first (tools/environment.py).
+
+PYTHON ?= python3
+NAME ?= demo
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help up down test test-all lint types bench gpu-check clean python env-up env-dev
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+up: env-up ## set up, then an OpenAI endpoint on localhost from a real model
+	@$(BIN)/deployctl up $(NAME) --model demo --yes
+
+down: env-up ## stop that endpoint and prove that nothing of it is left
+	@$(BIN)/deployctl down $(NAME) --yes
+
+test: env-dev ## set up, then the tests (without the slow ones)
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: env-dev ## every test that needs no GPU
+	$(PYTEST) -m "not gpu"
+
+lint: env-dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env-dev ## mypy, strict
+	$(BIN)/mypy
+
+bench: env-dev ## this endpoint and vLLM side by side (see docs/benchmarks/README.md)
+	$(BIN)/python -m bench
+
+gpu-check: ## the tests that need an NVIDIA GPU; says so when there is none
+	@if nvidia-smi -L >/dev/null 2>&1; then \
+	  $(MAKE) --no-print-directory env-dev && nvidia-smi -L && $(PYTEST) -m gpu; \
+	else echo "gpu-check: no NVIDIA GPU on this machine (nvidia-smi -L fails), so nothing was checked"; fi
+
+clean: ## remove the virtual environment and tool caches (run `make down` first)
+	rm -rf .venv .venv.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+env-up: python
+	@$(PYTHON) tools/environment.py up
+
+env-dev: python
+	@$(PYTHON) tools/environment.py dev
+
+python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) is not installed"; \
+	  echo "  try: sudo apt-get update && sudo apt-get install -y python3 python3-venv"; exit 1; } >&2
