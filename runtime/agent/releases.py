@@ -1,0 +1,137 @@
+"""Releases on the machine: one folder each, and the symlink `current` to the one that is served.
+
+machine/releases/<id>/deployment.json   what to serve
+                     /weights.json      where the weights phase put the model
+                     /ready             this release has served: a rollback may go back to it
+                     /failed.json       it failed and will not be tried again by itself
+machine/current -> releases/<id>
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from runtime.deployment import Deployment, Struct, Weights, decode_deployment, decode_weights, encode
+from runtime.mailbox import Current, Mailbox, write_atomic
+
+KEEP = 3
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class ReleaseError(ValueError):
+    """The mailbox asks for a release that is missing, broken or badly named."""
+
+
+class Failure(Struct, frozen=True):
+    """Why a release was given up. `phase` is where."""
+
+    phase: str
+    error: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One installed release. `folder` holds its files."""
+
+    id: str
+    folder: Path
+    deployment: Deployment
+
+    @property
+    def proven(self) -> bool:
+        return (self.folder / "ready").exists()
+
+    def weights(self) -> Weights | None:
+        data = _read(self.folder / "weights.json")
+        return None if data is None else decode_weights(data)
+
+    def failure(self) -> Failure | None:
+        data = _read(self.folder / "failed.json")
+        return None if data is None else msgspec.json.decode(data, type=Failure)
+
+    def put_weights(self, weights: Weights) -> None:
+        write_atomic(self.folder / "weights.json", encode(weights))
+
+    def mark_ready(self) -> None:
+        if not self.proven:
+            write_atomic(self.folder / "ready", b"")
+
+    def mark_failed(self, failure: Failure) -> None:
+        write_atomic(self.folder / "failed.json", encode(failure))
+
+
+class Releases:
+    """The folder `releases/` and the link `current` of one machine folder."""
+
+    def __init__(self, state: Path) -> None:
+        self.root = state / "releases"
+        self.link = state / "current"
+
+    def install(self, mailbox: Mailbox, current: Current) -> Release:
+        """Copies the release's `deployment.json` from the mailbox. Safe to repeat. Raises ReleaseError."""
+        if not _ID.fullmatch(current.release):
+            raise ReleaseError(f"release id {current.release!r} is not a plain name")
+        data = mailbox.get(current.deployment)
+        if data is None:
+            raise ReleaseError(f"release {current.release}: {current.deployment} is missing from the mailbox")
+        try:
+            deployment = decode_deployment(data)
+        except msgspec.DecodeError as error:
+            raise ReleaseError(f"release {current.release}: {current.deployment}: {error}") from error
+        folder = self.root / current.release
+        if _read(folder / "deployment.json") != data:
+            write_atomic(folder / "deployment.json", data)
+        return Release(current.release, folder, deployment)
+
+    def current(self) -> Release | None:
+        """The release that `current` points to, or None before the first."""
+        try:
+            folder = self.root / os.readlink(self.link).rpartition("/")[2]
+        except FileNotFoundError:
+            return None
+        data = _read(folder / "deployment.json")
+        return None if data is None else Release(folder.name, folder, decode_deployment(data))
+
+    def switch(self, release: Release) -> None:
+        """Points `current` at `release` in one atomic step."""
+        new = self.link.with_name(f".{self.link.name}.{os.getpid()}")
+        new.unlink(missing_ok=True)
+        os.symlink(f"{self.root.name}/{release.id}", new)
+        os.replace(new, self.link)
+
+    def seed(self, mailbox: Mailbox, current: Current) -> None:
+        """Before anything runs: gives the server a release to start with, and failed ones a new chance."""
+        for mark in self.root.glob("*/failed.json"):
+            mark.unlink(missing_ok=True)
+        release = self.install(mailbox, current)
+        if self.current() is None:
+            self.switch(release)
+
+    def prune(self, keep: int = KEEP) -> None:
+        """Removes all but the newest `keep` releases; the current one always stays."""
+        serving = self.current()
+        folders = sorted((p for p in self.root.iterdir() if p.is_dir()), key=_age_key, reverse=True)
+        for folder in folders[keep:]:
+            if serving is None or folder.name != serving.id:
+                shutil.rmtree(folder)
+
+
+def _age_key(folder: Path) -> int:
+    try:
+        return (folder / "deployment.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,88 @@
+"""`deployctl-runtime`: the commands of the machine's side. People use `deployctl`; units use these.
+
+Exit codes:
+    0   ended as asked (SIGTERM, shutdown)
+    2   wrong command line
+    3   supervise: cannot listen on the host and port (usually the port is taken)
+    4   supervise: this machine folder has a supervisor already
+    70  engine: crashed; a restart may help
+    78  engine, server: bad configuration or unsupported model; a restart cannot help. The last line on stderr
+        is `error: … | hint: …`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deployctl-runtime", description="Machine-side commands of deployctl."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    supervise = commands.add_parser(
+        "supervise", help="own the port and keep agent, server and engine running"
+    )
+    _add_place(supervise)
+    supervise.add_argument("--host", required=True, help="address to listen on")
+    supervise.add_argument("--port", required=True, type=_port, help="TCP port; 0 lets the kernel choose")
+
+    agent = commands.add_parser("agent", help="bring the mailbox's current release up and watch it")
+    _add_place(agent)
+
+    server = commands.add_parser(
+        "server", help="the OpenAI API, on the socket of LISTEN_FDS or of deployment.json"
+    )
+    _add_release(server)
+    server.add_argument("--keys", required=True, type=Path, help="keys.json")
+    server.add_argument("--status", required=True, type=Path, help="status.json")
+
+    engine = commands.add_parser("engine", help="the process that owns the model")
+    _add_release(engine)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses and runs one command; each module is imported only where it is used."""
+    args = build_parser().parse_args(argv)
+    match args.command:
+        case "supervise":
+            from runtime.agent import supervisor
+
+            return supervisor.run(args.state, args.mailbox, args.host, args.port)
+        case "agent":
+            from runtime.agent import main as agent
+
+            return agent.run(args.state, args.mailbox)
+        case "server":
+            from runtime.server import main as server
+
+            return server.run(args.release, args.run, args.keys, args.status)
+        case _:
+            from runtime.engine import main as engine
+
+            return engine.run(args.release, args.run)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", required=True, type=Path, help="the machine folder")
+    parser.add_argument("--mailbox", required=True, type=Path, help="the mailbox folder")
+
+
+def _add_release(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--release", required=True, type=Path, help="folder of the release")
+    parser.add_argument("--run", required=True, type=Path, help="folder of the unix sockets")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port; valid are 0 to 65535")
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())
