@@ -1,0 +1,1 @@
+"""The Pulumi program `deployctl`: `pulumi up` from the repository root runs `stacks/__main__.py`."""
