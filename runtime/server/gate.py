@@ -1,0 +1,73 @@
+"""What every request passes before a route sees it: the key, readiness, the size of the body."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.server.auth import KeyRing
+from runtime.server.errors import ApiError, not_ready
+from runtime.server.metrics import Metrics
+from runtime.server.status import Readiness
+
+OPEN_PATHS = frozenset({"/health"})  # answered without a key
+KEY = "deployctl.key"  # where the matched ApiKey stands in the ASGI scope
+
+
+class Gate:
+    """Pure ASGI middleware, so that a stream's chunks pass untouched. Unknown paths need a key too."""
+
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRing, readiness: Readiness, metrics: Metrics, max_body: int
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._readiness = readiness
+        self._metrics = metrics
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        try:
+            self._check(scope, headers)
+        except ApiError as error:
+            self._metrics.refused[str(error.status_code)] += 1
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, self._measured(receive), send)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        key = self._keys.match(headers.get(b"authorization", b"").decode("latin-1"))
+        if key is None:
+            raise ApiError(
+                401,
+                "this endpoint needs a valid API key: send the header Authorization: Bearer <key>",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        scope[KEY] = key
+        if scope["path"].startswith("/v1/") and (unready := self._readiness.unready()) is not None:
+            raise not_ready(unready)
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self._max_body:
+            raise self._too_large()
+
+    def _measured(self, receive: Receive) -> Receive:
+        """Counts a body that comes without, or beyond, its content-length."""
+        size = 0
+
+        async def counting() -> Message:
+            nonlocal size
+            message = await receive()
+            if message["type"] == "http.request":
+                size += len(message.get("body", b""))
+                if size > self._max_body:
+                    raise self._too_large()
+            return message
+
+        return counting
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is over the limit of {self._max_body} bytes", code="body_too_large")

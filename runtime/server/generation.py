@@ -1,0 +1,70 @@
+"""One prompt's output while it grows: tokens in, text that may be shown out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from runtime.ipc import Output
+from runtime.server.detokenizer import Detokenizer
+from runtime.server.errors import SERVER, ApiError
+from runtime.server.stop import StopMatcher
+
+
+@dataclass(slots=True)
+class Generation:
+    """State of one choice. Times are seconds of `time.monotonic()`."""
+
+    index: int
+    request_id: str
+    prompt_tokens: int
+    detokenizer: Detokenizer
+    stops: StopMatcher | None
+    min_tokens: int
+    submitted_at: float
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reason: str | None = None
+    first_at: float | None = None
+    last_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_at = self.submitted_at
+
+    def feed(self, output: Output) -> str:
+        """Text that may be shown now.
+
+        Sets `finish_reason` at the end, which a stop string may bring before the engine does. Raises ApiError
+        when the engine failed the request.
+        """
+        if self.finish_reason is not None:
+            return ""
+        if output.finish in ("error", "abort"):
+            reason = output.error or "the engine gave the request up"
+            raise ApiError(
+                500, f"the request failed in the engine: {reason}", code="engine_error", kind=SERVER
+            )
+        if self.completion_tokens == 0:
+            self.cached_tokens = output.cached_tokens
+        hidden = len(output.tokens) - 1 if output.stopped_by_token else -1
+        shown: list[str] = []
+        for position, token in enumerate(output.tokens):
+            self.completion_tokens += 1
+            if position != hidden:
+                shown.append(self._show(self.detokenizer.step(token)))
+            if self.stops is not None and self.stops.stopped:
+                self.finish_reason = "stop"
+                return "".join(shown)
+        if output.finish is not None:
+            shown.append(self._show(self.detokenizer.flush()))
+            self.finish_reason = output.finish
+            if self.stops is not None:
+                shown.append(self.stops.flush())
+                if self.stops.stopped:
+                    self.finish_reason = "stop"
+        return "".join(shown)
+
+    def _show(self, text: str) -> str:
+        # Text of the first `min_tokens` tokens cannot stop the output, so it does not pass the matcher.
+        if self.stops is None or self.completion_tokens <= self.min_tokens:
+            return text
+        return self.stops.feed(text) if text else ""

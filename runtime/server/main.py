@@ -1,0 +1,127 @@
+"""The API process: takes the listening socket, serves until SIGTERM, lets running streams finish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from runtime.deployment import Deployment, decode_deployment
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 10.0  # how long running streams may go on after SIGTERM
+BACKLOG = 2048
+_FIRST_PASSED_FD = 3  # systemd's socket protocol
+
+
+def run(release: Path, run_dir: Path, keys: Path, status: Path) -> int:
+    """Serves the release in the folder `release` until SIGTERM; returns the exit status.
+
+    The socket is the one passed by systemd or the supervisor (LISTEN_FDS), else a new one on the deployment's
+    host and port. 78 = the deployment cannot be read, 1 = the port is taken.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        deployment = decode_deployment((release / "deployment.json").read_bytes())
+    except (OSError, ValueError) as error:
+        print(f"error: {release / 'deployment.json'}: {error} | hint: deploy again", file=sys.stderr)
+        return 78
+    try:
+        listener = _passed_socket() or _bind(deployment.listen.host, deployment.listen.port)
+    except OSError as error:
+        where = f"{deployment.listen.host}:{deployment.listen.port}"
+        print(
+            f"error: cannot listen on {where}: {error} | hint: stop what holds it, or choose a port",
+            file=sys.stderr,
+        )
+        return 1
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the engine needs the cores
+    if deployment.engine.device == "cpu":
+        with contextlib.suppress(OSError):
+            os.nice(5)
+    return _serve(listener, deployment, release, run_dir, keys, status)
+
+
+def _serve(
+    listener: socket.socket, deployment: Deployment, release: Path, run_dir: Path, keys: Path, status: Path
+) -> int:
+    # Imported here, with the port open already.
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+
+    import uvicorn
+    import uvloop
+
+    from runtime.server.app import Service, create_app
+    from runtime.server.auth import KeyRing
+    from runtime.server.engine_client import EngineClient
+    from runtime.server.errors import SERVER, ApiError
+    from runtime.server.metrics import Metrics
+    from runtime.server.model import Model
+    from runtime.server.status import Readiness
+
+    pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+    engine = EngineClient(run_dir, deployment.release, deployment.engine.max_num_seqs)
+    model = Model(release, pool)
+    service = Service(
+        deployment=deployment,
+        engine=engine,
+        model=model,
+        readiness=Readiness(status, engine, model),
+        keys=KeyRing(keys),
+        metrics=Metrics(deployment.model.served_name),
+        pool=pool,
+        started=int(time.time()),
+    )
+
+    class Server(uvicorn.Server):
+        """Streams that outlive the grace period end with an error event, not with a cut connection."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            stopping = ApiError(503, "the server is stopping", code="stopping", kind=SERVER)
+            timer = asyncio.get_running_loop().call_later(GRACE_S, engine.fail_all, stopping)
+            await super().shutdown(sockets)
+            timer.cancel()
+
+    config = uvicorn.Config(
+        create_app(service),
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=int(GRACE_S) + 2,
+    )
+    # uvicorn raises the signal again once it has shut down; by then there is nothing left to end.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    logger.info("serving %s on %s", deployment.model.served_name, listener.getsockname())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(Server(config).serve(sockets=[listener]))
+    pool.shutdown(wait=False, cancel_futures=True)
+    return 0
+
+
+def _passed_socket() -> socket.socket | None:
+    """The socket of LISTEN_FDS, None when none was passed to this process."""
+    if os.environ.get("LISTEN_FDS") != "1" or os.environ.get("LISTEN_PID", str(os.getpid())) != str(
+        os.getpid()
+    ):
+        return None
+    return socket.socket(fileno=_FIRST_PASSED_FD)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(BACKLOG)
+    return listener
