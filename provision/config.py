@@ -15,6 +15,7 @@ import yaml
 from pydantic import SecretStr
 
 from provision import fields
+from provision.model_ref import parse_model
 from provision.spec import DeploymentSpec, Problem, SpecError, nearest, parse, target_defaults
 
 DEFAULT_FILE = Path("deploy.yaml")
@@ -26,7 +27,7 @@ Kind = Literal["flag", "environment", "file", "pulumi", "default"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where one value came from; `detail` is the flag, the variable, "deploy.yaml:7", the key or the target."""
+    """Where one value came from; `detail` is the flag, variable, "deploy.yaml:7", key or target."""
 
     kind: Kind
     detail: str = ""
@@ -67,9 +68,9 @@ def resolve(
     environment = os.environ if env is None else env
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
-    for key, value in (pulumi or {}).items():
+    for key, text in (pulumi or {}).items():
         name = key.removeprefix(f"{PULUMI_PROJECT}:")
-        values[name], origins[name] = value, Origin("pulumi", f"{PULUMI_PROJECT}:{name}")
+        values[name], origins[name] = text, Origin("pulumi", f"{PULUMI_PROJECT}:{name}")
     if file is not None:
         for name, (value, line) in read_file(file).items():
             values[name], origins[name] = value, Origin("file", f"{file.name}:{line}")
@@ -88,8 +89,10 @@ def resolve(
 
 
 def _from_hub(values: Mapping[str, Any]) -> bool:
-    model = str(values.get("model", "demo"))
-    return model.startswith(("hf:", "modelscope:")) or ("/" in model and model[0] not in "./~" and "://" not in model)
+    try:
+        return parse_model(str(values.get("model", "demo"))).kind in ("hf", "modelscope")
+    except ValueError:
+        return False
 
 
 def _placed(problems: Iterable[Problem], origins: Mapping[str, Origin]) -> list[Problem]:
@@ -129,7 +132,7 @@ def read_file(path: Path) -> dict[str, tuple[Any, int]]:
             node = loader.get_single_node()
             return _values(loader, node, path)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -147,8 +150,10 @@ def _values(loader: yaml.SafeLoader, node: yaml.Node | None, path: Path) -> dict
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1
         if name in found:
-            problems.append(Problem(name, f"is set twice, first in line {found[name][1]}", None, f"{path.name}:{line}"))
-        found[name] = (loader.construct_object(value, deep=True), line)  # type: ignore[no-untyped-call]
+            problems.append(
+                Problem(name, f"is set twice, first in line {found[name][1]}", None, f"{path.name}:{line}")
+            )
+        found[name] = (loader.construct_object(value, deep=True), line)
     if problems:
         raise SpecError(problems)
     return found

@@ -79,7 +79,7 @@ FIELDS: tuple[FieldDoc, ...] = (
     ),
     FieldDoc("gpu_memory_utilization", _ENGINE, "Share of GPU memory to use, 0.1 to 0.98.", "0.9"),
     FieldDoc(
-        "max_num_seqs", _ENGINE, "Requests that run at once. Default: 64 on a CPU, 256 on a GPU.", "128"
+        "max_num_seqs", _ENGINE, "Requests that run at once. Default: 64; 256 on GPUs from 40 GiB.", "128"
     ),
     FieldDoc(
         "kv_cache_gib",
@@ -89,7 +89,9 @@ FIELDS: tuple[FieldDoc, ...] = (
         "8",
     ),
     FieldDoc("engine", _ENGINE, "bundled. (vllm and sglang: not yet.)", "bundled"),
-    FieldDoc("api_key", _REACH, "Your own API key, 20 characters or more. Default: a random one. Secret.", "…"),
+    FieldDoc(
+        "api_key", _REACH, "Your own API key, 20 or more characters. Default: a random one. Secret.", "…"
+    ),
     FieldDoc("endpoint", _REACH, "public or intranet (inside the VPC only).", "intranet"),
     FieldDoc(
         "egress",
@@ -116,12 +118,17 @@ FIELDS: tuple[FieldDoc, ...] = (
     FieldDoc("vpc_id", _REACH, "An existing VPC. Default: a new one.", "vpc-0a1b2c3d"),
     FieldDoc("subnet_id", _REACH, "A subnet (vswitch on alicloud) of that VPC.", "subnet-0a1b2c3d"),
     FieldDoc("security_group_id", _REACH, "A security group of that VPC.", "sg-0a1b2c3d"),
-    FieldDoc(
-        "bandwidth_mbps", _REACH, "Bandwidth of the public address, 1 to 200 Mbit/s (alicloud).", "100"
-    ),
+    FieldDoc("bandwidth_mbps", _REACH, "Bandwidth of the public address, 1 to 200 Mbit/s (alicloud).", "100"),
     FieldDoc("port", _REACH, "TCP port of the endpoint.", "8000"),
-    FieldDoc("ssh_public_key", _MACHINE, "Public key for SSH: its text, or a path to a .pub file.", "~/.ssh/id_ed25519.pub"),
-    FieldDoc("image", _MACHINE, "Machine image id. Default: the cloud's GPU or Ubuntu image.", "ami-0a1b2c3d"),
+    FieldDoc(
+        "ssh_public_key",
+        _MACHINE,
+        "Public key for SSH: its text, or a path to a .pub file.",
+        "~/.ssh/id_ed25519.pub",
+    ),
+    FieldDoc(
+        "image", _MACHINE, "Machine image id. Default: the cloud's GPU or Ubuntu image.", "ami-0a1b2c3d"
+    ),
     FieldDoc("disk_gib", _MACHINE, "Size of the system disk. Default: from the plan.", "200"),
     FieldDoc("spot", _MONEY, "Spot instance: cheaper, may be taken back.", "true", "flag"),
     FieldDoc("capacity_reservation", _MONEY, "Id of a capacity reservation to start in.", "cr-0a1b2c3d"),
@@ -134,10 +141,14 @@ FIELDS: tuple[FieldDoc, ...] = (
         "4h",
     ),
     FieldDoc("idle_stop", _MONEY, "Stop the machine after this long without a request; 0 = never.", "30m"),
-    FieldDoc("pip_index", _SETUP, "Python package index that the machine uses.", "https://pypi.example.org/simple"),
-    FieldDoc("proxy", _SETUP, "HTTP proxy that the machine uses for downloads.", "http://proxy.example.org:3128"),
+    FieldDoc(
+        "pip_index", _SETUP, "Python package index that the machine uses.", "https://pypi.example.org/simple"
+    ),
+    FieldDoc(
+        "proxy", _SETUP, "HTTP proxy that the machine uses for downloads.", "http://proxy.example.org:3128"
+    ),
     FieldDoc("tags", _SETUP, "Tags on every cloud resource, as key=value.", "team=search", "list"),
-)  # fmt: skip
+)
 
 BY_NAME: dict[str, FieldDoc] = {field.name: field for field in FIELDS}
 SECRETS = ("hub_token", "api_key")

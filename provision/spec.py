@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from provision import fields
+from provision import errors, fields
 from provision.model_ref import ModelRef, parse_model
 from provision.values import (
     check_cidr,
@@ -61,12 +61,17 @@ class Problem:
         return f"{self.path}{place}: {self.reason}.{hint}"
 
 
-class SpecError(Exception):
+class SpecError(errors.SpecError):
     """The spec is wrong. `problems` holds every error, in the order of the fields."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        count = len(self.problems)
+        super().__init__(
+            "the spec has an error" if count == 1 else f"the spec has {count} errors",
+            why="\n".join(str(problem) for problem in self.problems),
+            next_command="deployctl config schema",
+        )
 
 
 def nearest(value: str, valid: Iterable[str]) -> str | None:
@@ -276,8 +281,8 @@ def _problem(item: Mapping[str, Any]) -> Problem:
     value = item.get("input")
     kind = item["type"]
     if kind == "extra_forbidden":
-        valid = RopeScalingOption.model_fields if location[0] == "rope_scaling" else DeploymentSpec.model_fields
-        return Problem(path, "is not a field of the spec", nearest(location[-1], valid))
+        owner = RopeScalingOption if location[0] == "rope_scaling" else DeploymentSpec
+        return Problem(path, "is not a field of the spec", nearest(location[-1], owner.model_fields))
     message = str(item["msg"])
     reason = message[0].lower() + message[1:]
     if kind == "value_error":

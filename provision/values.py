@@ -15,7 +15,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def split_list(value: object) -> object:
-    """"a,b" and ["a,b", "c"] are lists of their parts: flags and Pulumi config carry text."""
+    """ "a,b" and ["a,b", "c"] are lists of their parts: flags and Pulumi config carry text."""
     if isinstance(value, str):
         return [part for raw in value.split(",") if (part := raw.strip())]
     if isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
@@ -24,7 +24,7 @@ def split_list(value: object) -> object:
 
 
 def split_tags(value: object) -> object:
-    """"a=1,b=2" and ["a=1", "b=2"] become a mapping; numbers in a YAML mapping become text."""
+    """ "a=1,b=2" and ["a=1", "b=2"] become a mapping; numbers in a YAML mapping become text."""
     if isinstance(value, Mapping):
         return {str(key): item if isinstance(item, str) else str(item) for key, item in value.items()}
     parts = split_list(value)
@@ -51,7 +51,7 @@ def check_tags(tags: dict[str, str]) -> dict[str, str]:
 
 
 def normal_duration(value: object) -> str:
-    """"90m", "8h", "1h30m", "2d"; 0 = never. Kept as the user wrote it."""
+    """ "90m", "8h", "1h30m", "2d"; 0 = never. Kept as the user wrote it."""
     text = "0" if value is False else str(value).strip().lower()
     duration_seconds(text)
     return text

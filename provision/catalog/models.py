@@ -1,7 +1,7 @@
 """The ten models that this project is made for, with the shape numbers of their `config.json`.
 
-Each shape reads like the model's own config.json, so that one reader (`ModelSpec.from_config`) serves the catalog
-and the hub alike. Sources: the models' published configurations.
+Each shape reads like the model's own config.json, so that one reader (`ModelSpec.from_config`) serves the
+catalog and the hub alike. Sources: the models' published configurations.
 """
 
 from __future__ import annotations
@@ -22,34 +22,37 @@ class CatalogModel:
     id: str
     licence: str
     config: Mapping[str, ConfigValue]
-    file_bytes: int | None = None  # None = as many as the parameters in the checkpoint's dtype
 
     def spec(self, rope_scaling: Mapping[str, str | int | float] | None = None) -> ModelSpec:
         return ModelSpec.from_config(self.config, rope_scaling=rope_scaling)
 
 
-_QWEN2 = {
+_QWEN2: dict[str, ConfigValue] = {
     "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-06,
     "rope_theta": 1000000.0, "max_position_embeddings": 32768, "tie_word_embeddings": False,
     "torch_dtype": "bfloat16", "bos_token_id": 151643, "eos_token_id": [151645, 151643],
     "use_sliding_window": False,
 }  # fmt: skip
-_QWEN2_7B = {
+_QWEN2_7B: dict[str, ConfigValue] = {
     "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
     "intermediate_size": 18944, "vocab_size": 152064,
 }  # fmt: skip
-_QWEN2_32B = {
+_QWEN2_32B: dict[str, ConfigValue] = {
     "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
     "intermediate_size": 27648, "vocab_size": 152064,
 }  # fmt: skip
-_QWEN3 = {
+_QWEN3: dict[str, ConfigValue] = {
     "hidden_act": "silu", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "max_position_embeddings": 40960,
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 151643,
     "eos_token_id": [151645, 151643], "attention_bias": False, "head_dim": 128, "use_sliding_window": False,
 }  # fmt: skip
-_R1 = {"bos_token_id": 151646, "eos_token_id": 151643, "max_position_embeddings": 131072}
+_R1: dict[str, ConfigValue] = {
+    "bos_token_id": 151646,
+    "eos_token_id": 151643,
+    "max_position_embeddings": 131072,
+}
 
-_CONFIGS: tuple[tuple[str, str, dict[str, ConfigValue], int | None], ...] = (
+_CONFIGS: tuple[tuple[str, str, dict[str, ConfigValue]], ...] = (
     (
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "Apache-2.0",
@@ -60,7 +63,6 @@ _CONFIGS: tuple[tuple[str, str, dict[str, ConfigValue], int | None], ...] = (
             "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
             "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152,
         },
-        None,
     ),
     (
         "Qwen/Qwen2.5-1.5B-Instruct",
@@ -70,22 +72,23 @@ _CONFIGS: tuple[tuple[str, str, dict[str, ConfigValue], int | None], ...] = (
             "num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960,
             "vocab_size": 151936,
         },
-        None,
     ),
-    ("Qwen/Qwen2.5-7B-Instruct", "Apache-2.0", {**_QWEN2, **_QWEN2_7B}, None),
+    ("Qwen/Qwen2.5-7B-Instruct", "Apache-2.0", {**_QWEN2, **_QWEN2_7B}),
     (
         "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
         "MIT",
         {**_QWEN2, **_QWEN2_7B, **_R1, "rope_theta": 10000},
-        None,
     ),
-    ("Qwen/Qwen2.5-32B-Instruct", "Apache-2.0", {**_QWEN2, **_QWEN2_32B}, None),
-    ("Qwen/QwQ-32B", "Apache-2.0", {**_QWEN2, **_QWEN2_32B, "rms_norm_eps": 1e-05, "max_position_embeddings": 40960}, None),
+    ("Qwen/Qwen2.5-32B-Instruct", "Apache-2.0", {**_QWEN2, **_QWEN2_32B}),
+    (
+        "Qwen/QwQ-32B",
+        "Apache-2.0",
+        {**_QWEN2, **_QWEN2_32B, "rms_norm_eps": 1e-05, "max_position_embeddings": 40960},
+    ),
     (
         "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
         "MIT",
         {**_QWEN2, **_QWEN2_32B, **_R1, "rms_norm_eps": 1e-05},
-        None,
     ),
     (
         "Qwen/Qwen3-32B",
@@ -95,7 +98,6 @@ _CONFIGS: tuple[tuple[str, str, dict[str, ConfigValue], int | None], ...] = (
             "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 25600,
             "vocab_size": 151936,
         },
-        None,
     ),
     (
         "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
@@ -112,7 +114,6 @@ _CONFIGS: tuple[tuple[str, str, dict[str, ConfigValue], int | None], ...] = (
                 "original_max_position_embeddings": 8192,
             },
         },
-        None,
     ),
     (
         "Qwen/Qwen3-235B-A22B",
@@ -124,10 +125,9 @@ _CONFIGS: tuple[tuple[str, str, dict[str, ConfigValue], int | None], ...] = (
             "num_experts_per_tok": 8, "moe_intermediate_size": 1536, "norm_topk_prob": True,
             "decoder_sparse_step": 1, "mlp_only_layers": [],
         },
-        None,
     ),
 )  # fmt: skip
 
 MODELS: Mapping[str, CatalogModel] = MappingProxyType(
-    {name: CatalogModel(name, licence, config, size) for name, licence, config, size in _CONFIGS}
+    {name: CatalogModel(name, licence, config) for name, licence, config in _CONFIGS}
 )

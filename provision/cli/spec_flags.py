@@ -1,9 +1,9 @@
 """One definition of the spec's flags for every command that takes a spec (up, plan, redeploy, config show).
 
-    @app.command()
-    @spec_options
-    def plan(given: Given, as_json: bool = False) -> None:
-        resolved = given.resolve()
+@app.command()
+@spec_options
+def plan(given: Given, as_json: bool = False) -> None:
+    resolved = given.resolve()
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from provision.config import Resolved
 
 R = TypeVar("R")
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ def spec_options(command: Callable[..., R]) -> Callable[..., R]:
         given = Given({name: value for name, value in flags.items() if value not in (None, [])}, file)
         return command(given=given, **options)
 
-    kept = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own.values() if item.name != "given"]
+    kept = [
+        item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own.values() if item.name != "given"
+    ]
     added = [_file_parameter(), *(_parameter(field) for field in FIELDS)]
     signature = inspect.Signature([*added, *kept])
     run.__signature__ = signature  # type: ignore[attr-defined]
@@ -62,17 +65,18 @@ def spec_options(command: Callable[..., R]) -> Callable[..., R]:
 
 
 def _file_parameter() -> inspect.Parameter:
-    option = typer.Option("--file", "-f", help="Spec file. Default: deploy.yaml in this folder, if there is one.")
-    return inspect.Parameter(
-        "file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
-    )
+    help_text = "Spec file. Default: deploy.yaml in this folder, if there is one."
+    annotation = Annotated[Path | None, typer.Option("--file", "-f", help=help_text)]
+    return inspect.Parameter("file", _KEYWORD, default=None, annotation=annotation)
 
 
 def _parameter(field: FieldDoc) -> inspect.Parameter:
     kinds: dict[str, Any] = {"text": str | None, "list": list[str] | None, "flag": bool | None}
-    names = (f"{field.flag}/--no-{field.flag[2:]}",) if field.shape == "flag" else (field.flag,)
+    name = f"{field.flag}/--no-{field.flag[2:]}" if field.shape == "flag" else field.flag
     metavar = None if field.shape == "flag" else field.name.upper()
-    option = typer.Option(*names, help=field.help, rich_help_panel=field.group, metavar=metavar, show_default=False)
+    option = typer.Option(
+        name, help=field.help, rich_help_panel=field.group, metavar=metavar, show_default=False
+    )
     return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kinds[field.shape], option]
+        field.name, _KEYWORD, default=None, annotation=Annotated[kinds[field.shape], option]
     )
