@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from runtime.deployment import Deployment, Struct, Weights, decode_deployment, decode_weights, encode
-from runtime.mailbox import Current, Mailbox, write_atomic
+from runtime.mailbox import Current, Mailbox, Phase, write_atomic
 
 KEEP = 3
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -31,7 +31,7 @@ class ReleaseError(ValueError):
 class Failure(Struct, frozen=True):
     """Why a release was given up. `phase` is where."""
 
-    phase: str
+    phase: Phase
     error: str
     hint: str | None = None
 
@@ -60,8 +60,8 @@ class Release:
         write_atomic(self.folder / "weights.json", encode(weights))
 
     def mark_ready(self) -> None:
-        if not self.proven:
-            write_atomic(self.folder / "ready", b"")
+        """The file's time says which release served last."""
+        write_atomic(self.folder / "ready", b"")
 
     def mark_failed(self, failure: Failure) -> None:
         write_atomic(self.folder / "failed.json", encode(failure))
@@ -96,8 +96,7 @@ class Releases:
             folder = self.root / os.readlink(self.link).rpartition("/")[2]
         except FileNotFoundError:
             return None
-        data = _read(folder / "deployment.json")
-        return None if data is None else Release(folder.name, folder, decode_deployment(data))
+        return _open(folder)
 
     def switch(self, release: Release) -> None:
         """Points `current` at `release` in one atomic step."""
@@ -114,6 +113,13 @@ class Releases:
         if self.current() is None:
             self.switch(release)
 
+    def last_proven(self, besides: str) -> Release | None:
+        """The release that served last, other than `besides` and not given up since."""
+        marks = sorted(self.root.glob("*/ready"), key=lambda mark: mark.stat().st_mtime_ns, reverse=True)
+        folders = (mark.parent for mark in marks if mark.parent.name != besides)
+        folder = next((f for f in folders if not (f / "failed.json").exists()), None)
+        return None if folder is None else _open(folder)
+
     def prune(self, keep: int = KEEP) -> None:
         """Removes all but the newest `keep` releases; the current one always stays."""
         serving = self.current()
@@ -121,6 +127,11 @@ class Releases:
         for folder in folders[keep:]:
             if serving is None or folder.name != serving.id:
                 shutil.rmtree(folder)
+
+
+def _open(folder: Path) -> Release | None:
+    data = _read(folder / "deployment.json")
+    return None if data is None else Release(folder.name, folder, decode_deployment(data))
 
 
 def _age_key(folder: Path) -> int:

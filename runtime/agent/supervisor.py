@@ -38,6 +38,7 @@ from runtime.mailbox import (
     KEYS,
     STATUS,
     FolderMailbox,
+    Phase,
     decode_current,
     decode_status,
     encode_status,
@@ -313,27 +314,32 @@ class Supervisor:
         lost = agent is not None and agent.state == "failed"
         if agent is not None and lost and not self._agent_lost:
             last = agent.log.tail[-1] if agent.log.tail else "no output"
-            self._rewrite_status(None, f"the agent keeps exiting with code {agent.exit_code}: {last}")
+            self._rewrite_status(
+                error=f"the agent keeps exiting with code {agent.exit_code}: {last}",
+                hint="see `deployctl logs agent`, then run `deployctl down` and `deployctl up` again",
+            )
         self._agent_lost = lost
 
     def _say_stopped(self) -> None:
-        self._rewrite_status("stopped", None)
+        self._rewrite_status(phase="stopped")
 
-    def _rewrite_status(self, phase: str | None, error: str | None) -> None:
+    def _rewrite_status(
+        self, *, phase: Phase | None = None, error: str | None = None, hint: str | None = None
+    ) -> None:
         mailbox = FolderMailbox(self._mailbox)
         data = mailbox.get(STATUS)
         if data is None:
             return
         status = decode_status(data)
         changed = msgspec.structs.replace(
-            status, percent=None, eta_s=None, error=error, updated_at=time.time()
+            status,
+            phase=phase or status.phase,
+            percent=None,
+            eta_s=None,
+            error=error,
+            hint=hint,
+            updated_at=time.time(),
         )
-        if phase == "stopped":
-            changed = msgspec.structs.replace(changed, phase="stopped", hint=None)
-        else:
-            changed = msgspec.structs.replace(
-                changed, hint="see logs/agent.log, then run `deployctl up` again"
-            )
         mailbox.put(STATUS, encode_status(changed))
 
 

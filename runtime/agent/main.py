@@ -1,0 +1,352 @@
+"""The agent: brings the mailbox's current release up, phase by phase, and keeps watching it.
+
+wait ──new release──► python ► disk ► driver ► runtime ► weights ► load ► serve ──► ready ──► watch
+                         └────────────── error ──────────────┴── error ──┴► back to the release before
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from runtime.agent import phases
+from runtime.agent.control import SupervisorClient
+from runtime.agent.releases import Failure, Release, ReleaseError, Releases
+from runtime.agent.serving import Serving, failure_of, probe_health
+from runtime.agent.status import PhaseError, Progress, StatusBoard
+from runtime.agent.supervisor import read_record
+from runtime.agent.units import UnitError, UnitManager, UnitState
+from runtime.agent.weights import CONVERTER, Caches, missing_bytes, prepare_weights
+from runtime.mailbox import CURRENT, HUB_SECRET, Current, FolderMailbox, Mailbox, Phase, decode_current
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times in seconds, and the two things that a test replaces."""
+
+    poll_s: float = 0.5
+    probe_s: float = 2.0  # between two looks at /health while all is well
+    retry_s: float = 10.0  # before a first deployment that failed is tried again; doubles up to retry_most_s
+    retry_most_s: float = 60.0
+    no_progress_s: float = 300.0
+    hang_s: float = 120.0  # not ready and nothing moves, though the engine runs: it is restarted
+    converter: tuple[str, ...] = CONVERTER
+    free_bytes: Callable[[Path], int] | None = None
+
+
+class Interrupted(Exception):
+    """SIGTERM came, or the mailbox asks for another release: leave the work at hand."""
+
+
+@dataclass(slots=True)
+class Settled:
+    """What the agent is done with. `serving` is None when a first release has failed."""
+
+    wanted: Current
+    serving: Release | None
+    error: str | None = None
+    hint: str | None = None
+    retry_at: float | None = None  # time.monotonic()
+    moved_at: float = field(default_factory=time.monotonic)
+    seen: object = None
+
+
+class Agent:
+    """One machine's agent. `run` returns after `stop`."""
+
+    def __init__(
+        self,
+        state: Path,
+        mailbox: Mailbox,
+        units: UnitManager,
+        address: tuple[str, int],
+        caches: Caches,
+        settings: Settings,
+    ) -> None:
+        self._mailbox = mailbox
+        self._units = units
+        self._caches = caches
+        self._settings = settings
+        self._releases = Releases(state)
+        self._board = StatusBoard(mailbox)
+        self._stop = threading.Event()
+        self._serving = Serving(units, self._releases, *address, self._pause, settings.no_progress_s)
+        self._working_on: Current | None = None
+        self._settled: Settled | None = None
+        self._retries = 0
+        self._looked_at = 0.0
+        self._probed_at = 0.0
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> int:
+        while not self._stop.is_set():
+            try:
+                wanted = self._wanted()
+                if wanted is not None and self._is_due(wanted):
+                    self._deploy(wanted)
+                elif self._settled is not None:
+                    self._watch(self._settled)
+                self._stop.wait(self._settings.poll_s)
+            except Interrupted:
+                continue
+            except msgspec.DecodeError as error:
+                self._board.post("", "python", error=f"{CURRENT}: {error}", hint="run `deployctl up` again")
+                self._stop.wait(self._settings.poll_s)
+            except UnitError as error:  # the supervisor is about to stop, and this process with it
+                self._log(str(error))
+                self._stop.wait(self._settings.poll_s)
+        return 0
+
+    def _wanted(self) -> Current | None:
+        data = self._mailbox.get(CURRENT)
+        return None if data is None else decode_current(data)
+
+    def _is_due(self, wanted: Current) -> bool:
+        settled = self._settled
+        if settled is None or settled.wanted != wanted:
+            self._retries = 0
+            return True
+        return settled.retry_at is not None and time.monotonic() >= settled.retry_at
+
+    def _deploy(self, wanted: Current) -> None:
+        """All phases of one release, from wherever an earlier run of them has come."""
+        self._working_on = wanted
+        phase: Phase = "python"
+        release: Release | None = None
+        try:
+            release = self._releases.install(self._mailbox, wanted)
+            if self._serving.is_ready(release):
+                self._succeed(wanted, release)
+                return
+            if (failure := release.failure()) is not None:
+                self._fall_back(wanted, release, failure)
+                return
+            self._log(f"release {release.id}: {release.deployment.model.source}")
+            if self._releases.current() is None:
+                self._releases.switch(release)
+            self._serving.start_server()
+            for phase, work in self._plan(wanted, release):
+                self._note(release, phase)
+                work()
+            self._succeed(wanted, release)
+        except ReleaseError as error:
+            self._fail(
+                wanted, None, "python", PhaseError(str(error), "run `deployctl up` again", retry=False)
+            )
+        except PhaseError as error:
+            self._fail(wanted, release, phase, error)
+        finally:
+            self._working_on = None
+
+    def _plan(self, wanted: Current, release: Release) -> list[tuple[Phase, Callable[[], None]]]:
+        deployment = release.deployment
+        settings = self._settings
+        hub = deployment.model.source.startswith("hf:")
+
+        def check_disk() -> None:
+            need = missing_bytes(deployment, self._caches, release.weights())
+            phases.check_disk(self._caches.hub if hub else self._caches.models, need, settings.free_bytes)
+
+        def prepare() -> None:
+            weights = prepare_weights(
+                deployment.model,
+                self._caches,
+                lambda progress: self._advance(release, "weights", progress),
+                done=release.weights(),
+                token=self._hub_token(),
+                converter=settings.converter,
+            )
+            release.put_weights(weights)
+
+        def load() -> None:
+            self._serving.activate(release)
+            self._serving.follow(lambda progress: self._advance(release, "load", progress))
+
+        def serve() -> None:
+            self._serving.follow(lambda progress: self._advance(release, "serve", progress))
+
+        return [
+            ("python", lambda: phases.check_python(wanted)),
+            ("disk", check_disk),
+            ("driver", lambda: phases.check_driver(deployment)),
+            ("runtime", lambda: phases.check_runtime(deployment)),
+            ("weights", prepare),
+            ("load", load),
+            ("serve", serve),
+        ]
+
+    def _hub_token(self) -> str | None:
+        data = self._mailbox.get(HUB_SECRET)
+        if data is None:
+            return None
+        try:
+            return msgspec.json.decode(data, type=dict[str, str]).get("token")
+        except msgspec.DecodeError as error:
+            raise PhaseError(f"{HUB_SECRET}: {error}", "set hub_token again", retry=False) from error
+
+    def _succeed(self, wanted: Current, release: Release) -> None:
+        release.mark_ready()
+        self._releases.prune()
+        self._settled = Settled(wanted, release)
+        self._retries = 0
+        self._board.post(release.id, "ready", Progress(percent=100.0))
+        self._log(f"release {release.id} is ready")
+
+    def _fail(self, wanted: Current, release: Release | None, phase: Phase, error: PhaseError) -> None:
+        self._log(f"release {wanted.release}: phase {phase}: {error.error} | hint: {error.hint}")
+        failure = Failure(phase=phase, error=error.error, hint=error.hint)
+        if self._previous(wanted, release) is None and error.retry:
+            wait = min(self._settings.retry_most_s, self._settings.retry_s * 2**self._retries)
+            self._retries += 1
+            retry_at = time.monotonic() + wait
+            self._settled = Settled(wanted, None, error.error, error.hint, retry_at)
+            self._board.post(wanted.release, phase, error=error.error, hint=error.hint)
+            return
+        if release is not None:
+            release.mark_failed(failure)
+        self._fall_back(wanted, release, failure)
+
+    def _previous(self, wanted: Current, release: Release | None) -> Release | None:
+        """The release to go back to. One that has served before is not replaced by an older one."""
+        if release is not None and release.proven:
+            return None
+        return self._releases.last_proven(besides=wanted.release)
+
+    def _fall_back(self, wanted: Current, release: Release | None, failure: Failure) -> None:
+        """Serves the release before again, and says so; without one, the error is all there is."""
+        previous = self._previous(wanted, release)
+        hint = failure.hint
+        if previous is None:
+            if failure.phase in ("load", "serve"):
+                self._units.stop("engine")
+            self._settled = Settled(wanted, None, failure.error, hint)
+            self._board.post(wanted.release, failure.phase, error=failure.error, hint=hint)
+            return
+        failed = f"release {wanted.release} failed in phase {failure.phase}: {failure.error}"
+        try:
+            self._serving.activate(previous)
+            self._serving.follow(
+                lambda progress: self._advance(previous, "load", progress, f"{failed}; going back", hint)
+            )
+        except PhaseError as error:
+            both = f"{failed}; release {previous.id} does not come back either: {error.error}"
+            self._settled = Settled(wanted, None, both, error.hint)
+            self._board.post(previous.id, "load", error=both, hint=error.hint)
+            return
+        self._settled = Settled(wanted, previous, f"{failed}; release {previous.id} still serves", hint)
+        self._board.post(previous.id, "ready", error=self._settled.error, hint=hint)
+        self._log(f"release {previous.id} serves again")
+
+    def _watch(self, settled: Settled) -> None:
+        """Keeps the status true while nothing new is asked for."""
+        release = settled.serving
+        if release is None:
+            self._board.repeat()
+            return
+        units = (self._units.state("engine"), self._units.state("server"))
+        for unit in units:
+            if unit.state == "failed":
+                error = failure_of(unit)
+                self._board.post(release.id, "load", error=error.error, hint=error.hint)
+                return
+            if unit.state == "stopped":
+                self._units.start(unit.name)
+        now = time.monotonic()
+        steady = tuple(unit.pid for unit in units) == settled.seen
+        if steady and now - self._probed_at < self._settings.probe_s:
+            return
+        self._look(settled, release, units, now)
+
+    def _look(self, settled: Settled, release: Release, units: tuple[UnitState, ...], now: float) -> None:
+        self._probed_at = now
+        health = probe_health(*self._address)
+        pids = tuple(unit.pid for unit in units)
+        if health is not None and health.ready and all(unit.state == "running" for unit in units):
+            settled.seen, settled.moved_at = pids, now
+            self._board.post(
+                release.id, "ready", Progress(percent=100.0), error=settled.error, hint=settled.hint
+            )
+            return
+        seen = (pids, health)
+        if seen != settled.seen:
+            settled.seen, settled.moved_at = seen, now
+        elif now - settled.moved_at > self._settings.hang_s:
+            self._log(f"not ready and nothing moves for {self._settings.hang_s:g} s: restart of the engine")
+            settled.moved_at = now
+            self._units.restart("engine")
+        progress = Progress() if health is None else Progress(health.percent, None, health.eta_s)
+        self._board.post(release.id, "load", progress)
+
+    @property
+    def _address(self) -> tuple[str, int]:
+        return self._serving.host, self._serving.port
+
+    def _note(self, release: Release, phase: Phase) -> None:
+        """A phase begins. While a failed deployment is tried again, its error stays until something moves."""
+        self._check_interrupted()
+        if self._retries == 0:
+            self._board.post(release.id, phase)
+
+    def _advance(
+        self,
+        release: Release,
+        phase: Phase,
+        progress: Progress,
+        error: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self._check_interrupted()
+        if self._retries == 0 or progress.percent is not None:
+            self._board.post(release.id, phase, progress, error=error, hint=hint)
+
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+        self._check_interrupted()
+
+    def _check_interrupted(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted
+        now = time.monotonic()
+        if now - self._looked_at < self._settings.poll_s:
+            return
+        self._looked_at = now
+        if self._working_on is not None and self._wanted() != self._working_on:
+            raise Interrupted
+
+    @staticmethod
+    def _log(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def run(state: Path, mailbox: Path, settings: Settings | None = None) -> int:
+    """`deployctl-runtime agent`. Runs until SIGTERM or SIGINT."""
+    state = state.absolute()
+    record = read_record(state)
+    if record is None:
+        print(
+            f"error: no supervisor runs for {state} | hint: run `deployctl up`, or "
+            "`deployctl-runtime supervise` for this folder",
+            file=sys.stderr,
+        )
+        return 1
+    agent = Agent(
+        state,
+        FolderMailbox(mailbox.absolute()),
+        SupervisorClient(state / "run"),
+        (record.host, record.port),
+        Caches.from_environment(os.environ),
+        settings or Settings(),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    return agent.run()
