@@ -1,4 +1,4 @@
-"""The walls of docs/architecture.md: who imports whom, what stays out of a process, how large the engine is."""
+"""The walls of the house: who imports whom, what a process must not load, how large the engine is."""
 
 from __future__ import annotations
 

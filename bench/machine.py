@@ -1,0 +1,73 @@
+"""The machine that a result belongs to: processor, memory, versions, load, and a process tree's time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from provision.process import children
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a reader needs to judge a number. `load_before` is the load average of the last minute."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    system: str
+    load_before: float
+    commit: str
+
+
+def describe_machine(root: Path) -> Machine:
+    return Machine(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        load_before=round(os.getloadavg()[0], 2),
+        commit=_commit(root),
+    )
+
+
+def our_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("deployctl", "torch", "uvicorn", "tokenizers")}
+
+
+def cpu_seconds(pid: int) -> float:
+    """User + system time of `pid` and its living descendants (proc_pid_stat(5), fields 14 and 15)."""
+    ticks = 0
+    for member in (pid, *children(pid)):
+        try:
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_name() -> str:
+    """The model name with what decides fp32 speed, because a virtual machine often hides the exact model."""
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    flags = facts.get("flags", "").split()
+    widest = next((flag for flag in ("avx512f", "avx2") if flag in flags), "no avx2")
+    family = f"family {facts.get('cpu family', '?')} model {facts.get('model', '?')}"
+    return f"{facts.get('model name', platform.machine())} ({family}, {widest})"
+
+
+def _commit(root: Path) -> str:
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,202 @@
+"""The two endpoints: how each is started, how long it takes to its first token, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import httpx
+
+from bench.machine import cpu_seconds
+from runtime.deployment import (
+    ApiKey,
+    Deployment,
+    EngineOptions,
+    Listen,
+    ModelSource,
+    Weights,
+    encode,
+)
+
+HOST = "127.0.0.1"
+MODEL = "demo"  # the name that both serve it under
+MAX_MODEL_LEN = 2048  # tokens
+MAX_SEQS = 32
+KV_GIB = 2
+START_TIMEOUT_S = 600.0  # vLLM compiles for minutes on two cores
+STOP_GRACE_S = 20.0
+
+
+class BenchError(Exception):
+    """The bench cannot go on; the message says why and what to do."""
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One server under test. `commands` run together; `first_token_s` is set by `start`."""
+
+    name: str
+    commands: list[list[str]]
+    environment: dict[str, str]
+    port: int
+    key: str
+    log: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    first_token_s: float = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def start(self) -> None:
+        """Starts the processes and waits for one generated token. Raises BenchError with the log's end."""
+        started = time.monotonic()
+        with self.log.open("ab") as log:
+            self.processes = [
+                subprocess.Popen(
+                    command,
+                    env={**os.environ, **self.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+                for command in self.commands
+            ]
+        while not self._answers():
+            self._check_alive(started)
+            time.sleep(0.05)
+        self.first_token_s = time.monotonic() - started
+
+    def stop(self) -> None:
+        for process in self.processes:
+            _signal(process, signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(STOP_GRACE_S)
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+        self.processes = []
+
+    def cpu_seconds(self) -> float:
+        return sum(cpu_seconds(process.pid) for process in self.processes)
+
+    def _answers(self) -> bool:
+        body = {"model": MODEL, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+        headers = {"Authorization": f"Bearer {self.key}"}
+        try:
+            if httpx.get(f"{self.url}/health", timeout=5).status_code != 200:
+                return False
+            answer = httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=60)
+        except httpx.TransportError:
+            return False
+        if answer.status_code == 503:
+            return False
+        if answer.status_code != 200:
+            raise BenchError(f"{self.name} answers {answer.status_code}: {answer.text[:500]}")
+        return True
+
+    def _check_alive(self, started: float) -> None:
+        for process in self.processes:
+            if process.poll() is not None:
+                raise BenchError(f"{self.name} ended with status {process.returncode}:\n{_tail(self.log)}")
+        if time.monotonic() - started > START_TIMEOUT_S:
+            raise BenchError(f"{self.name} gave no token in {START_TIMEOUT_S:.0f} s:\n{_tail(self.log)}")
+
+
+def our_endpoint(model: Path, work: Path) -> Endpoint:
+    """Server and engine of this checkout, side by side as the supervisor runs them."""
+    release, run, port, key = work / "release", work / "run", free_port(), secrets.token_hex(16)
+    for folder in (release, run):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    deployment = Deployment(
+        name="bench",
+        release="bench",
+        target="local",
+        model=ModelSource(source=str(model), served_name=MODEL),
+        engine=EngineOptions(
+            dtype="float32",
+            device="cpu",
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=MAX_SEQS,
+            kv_cache_bytes=KV_GIB * 2**30,
+        ),
+        listen=Listen(host=HOST, port=port),
+    )
+    keys = work / "keys.json"
+    (release / "deployment.json").write_bytes(encode(deployment))
+    (release / "weights.json").write_bytes(encode(Weights(path=str(model))))
+    keys.write_bytes(encode([ApiKey(name="bench", sha256=hashlib.sha256(key.encode()).hexdigest())]))
+    runtime = [sys.executable, "-m", "runtime.cli"]
+    folders = ["--release", str(release), "--run", str(run)]
+    return Endpoint(
+        name="deployctl",
+        commands=[
+            [*runtime, "server", *folders, "--keys", str(keys), "--status", str(work / "status.json")],
+            [*runtime, "engine", *folders],
+        ],
+        environment={},
+        port=port,
+        key=key,
+        log=work / "deployctl.log",
+    )
+
+
+def vllm_endpoint(model: Path, work: Path, peer: Path) -> Endpoint:
+    """vLLM's CPU server in fp32 with the same limits; what else decides its speed is its own default."""
+    port, key = free_port(), secrets.token_hex(16)
+    cores = sorted(os.sched_getaffinity(0))
+    return Endpoint(
+        name="vLLM",
+        commands=[
+            [
+                *(str(peer / "bin" / "vllm"), "serve", str(model), "--served-model-name", MODEL),
+                *("--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN)),
+                *("--max-num-seqs", str(MAX_SEQS), "--host", HOST, "--port", str(port)),
+            ]
+        ],
+        environment={
+            **peer_environment(key),
+            "VLLM_API_KEY": key,
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+            "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
+        },
+        port=port,
+        key=key,
+        log=work / "vllm.log",
+    )
+
+
+def peer_environment(key: str) -> dict[str, str]:
+    """For every process of the peer: it asks no hub, reports to nobody, and knows the key."""
+    return {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "OPENAI_API_KEY": key}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the whole group: vLLM's workers are children that outlive a killed parent."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _tail(log: Path) -> str:
+    file: TextIO
+    with log.open(errors="replace") as file:
+        return "".join(file.readlines()[-15:])

@@ -1,0 +1,1 @@
+"""Set-up and helpers that run outside the package."""
