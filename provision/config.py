@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from provision.spec import DeploymentSpec, Problem, SpecError, nearest, parse, t
 DEFAULT_FILE = Path("deploy.yaml")
 PULUMI_PROJECT = "deployctl"
 TOKEN_VARIABLE = "HF_TOKEN"
+HIDDEN = "********"
 
 Kind = Literal["flag", "environment", "file", "pulumi", "default"]
 
@@ -47,10 +49,19 @@ class Resolved:
     spec: DeploymentSpec
     origins: Mapping[str, Origin]
 
-    def shown(self, name: str) -> object:
-        """The value as it may be printed: secrets hidden."""
+    def shown_json(self, name: str) -> Any:
+        """The value in JSON's types, secrets hidden."""
         value = getattr(self.spec, name)
-        return "********" if isinstance(value, SecretStr) else value
+        if isinstance(value, SecretStr):
+            return HIDDEN
+        return self.spec.model_dump(mode="json", include={name})[name]
+
+    def shown(self, name: str) -> str:
+        """The value as text, secrets hidden, as deploy.yaml would have it; "-" where nothing is set."""
+        value = self.shown_json(name)
+        if value in (None, [], {}):
+            return "-"
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def resolve(

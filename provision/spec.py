@@ -234,6 +234,15 @@ class DeploymentSpec(BaseModel):
         return self.model_dump(mode="json", exclude=set(fields.SECRETS), exclude_defaults=True)
 
 
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of deploy.yaml, for editors. Lists may also be written as "a,b"."""
+    schema = DeploymentSpec.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "deployctl deploy.yaml"
+    schema["description"] = "One deployment of deployctl; see docs/configuration.md."
+    return schema
+
+
 def target_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults that depend on other values; a key that the user gave is not in the answer."""
     cloud = data.get("cloud", "local")
