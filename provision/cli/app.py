@@ -22,9 +22,7 @@ class CommandEntry:
 
 
 COMMANDS: dict[str, CommandEntry] = {
-    "up": CommandEntry(
-        "provision.cli.up", "Plan, start and prove a deployment; prints its endpoint and key."
-    ),
+    "up": CommandEntry("provision.cli.up", "Plan, start and prove a deployment; prints its endpoint and key."),
     "status": CommandEntry("provision.cli.status", "Show phase, release, model, endpoint and processes."),
     "endpoint": CommandEntry("provision.cli.endpoint", "Print the endpoint; --env prints lines to eval."),
     "chat": CommandEntry("provision.cli.chat", "Talk to the model in the terminal."),
@@ -33,9 +31,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "down": CommandEntry("provision.cli.down", "Stop a deployment and prove that nothing is left."),
     "ps": CommandEntry("provision.cli.ps", "List all deployments with phase, endpoint, age and price."),
     "plan": CommandEntry("provision.cli.plan", "Show what fits and what it costs; starts nothing."),
-    "config": CommandEntry(
-        "provision.cli.config", "Show where each value comes from; print the JSON Schema."
-    ),
+    "config": CommandEntry("provision.cli.config", "Show where each value comes from; print the JSON Schema."),
     "version": CommandEntry("provision.cli.version", "Print the versions of deployctl and its parts."),
 }
 

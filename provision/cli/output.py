@@ -30,9 +30,7 @@ def _remember_json(context: typer.Context, value: bool) -> bool:
 
 JsonFlag = Annotated[
     bool,
-    typer.Option(
-        "--json", help="Print the result as JSON on stdout and nothing else.", callback=_remember_json
-    ),
+    typer.Option("--json", help="Print the result as JSON on stdout and nothing else.", callback=_remember_json),
 ]
 """`json: JsonFlag = False` in every command; errors then come as JSON too."""
 

@@ -1,0 +1,226 @@
+"""The steps that `up` and `redeploy` share: plan, ask, give the order, wait, prove, print."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from provision.cli.output import console, emit, emit_json, say
+from provision.cli.plan_view import plan_table
+from provision.cli.present import PROOF_PROMPT, ready_text
+from provision.client import Completion, Message, OpenAIClient
+from provision.config import resolve
+from provision.errors import (
+    DeclinedError,
+    EndpointError,
+    NotRunningError,
+    NotYetError,
+    PlanError,
+    RolledBackError,
+    StoppedError,
+    UsageError,
+)
+from provision.local import LocalTarget, check_disk, check_port, failure_of, held_memory
+from provision.machine import detect_local
+from provision.model_source import model_spec_for
+from provision.planning import Plan, not_yet, plan_deployment
+from provision.progress import (
+    format_seconds,
+    is_rolled_back,
+    make_display,
+    progress_text,
+    wait_until_settled,
+)
+from provision.render import Change, Order, changes, render
+from provision.spec import DeploymentSpec
+from provision.state import cache_root, make_api_key
+from provision.target import Access, Observation
+
+PROOF_TOKENS = 32
+FIXED = ("name", "cloud", "host", "port")  # what the supervisor holds for its life
+
+
+def show_plan(spec: DeploymentSpec, target: LocalTarget | None = None) -> Plan:
+    """Makes the plan and prints it on stderr. Memory that `target` holds now counts as free: it gives it back.
+
+    Raises PlanError or NotYetError when it cannot be started.
+    """
+    model = model_spec_for(spec)
+    machine = None
+    if not spec.is_cloud:
+        found = detect_local(cache_root())
+        free = found.free_ram_bytes + (held_memory(target.state) if target else 0)
+        machine = dataclasses.replace(found, free_ram_bytes=min(free, found.ram_bytes))
+    plan = plan_deployment(spec, model, machine)
+    console().print(plan_table(plan))
+    say()
+    refuse_unstartable(spec, plan)
+    return plan
+
+
+def refuse_unstartable(spec: DeploymentSpec, plan: Plan) -> None:
+    """Raises PlanError for a plan that does not fit, NotYetError for one that this version cannot start."""
+    command = plan_command(spec)
+    if not plan.fits:
+        others = [f"{item.instance_type} ({item.gpus}) would fit" for item in plan.alternatives]
+        place = plan.instance_type or "this machine"
+        raise PlanError(
+            f"{spec.model} does not fit {place}", why="\n".join([*plan.reasons, *others]), next_command=command
+        )
+    if problems := not_yet(spec, plan):
+        raise NotYetError(
+            "this version can plan this, but not start it",
+            why="\n".join(str(problem) for problem in problems),
+            next_command=command,
+        )
+
+
+def plan_command(spec: DeploymentSpec) -> str:
+    words = ["deployctl plan", f"--model {spec.model}"]
+    if spec.cloud != "local":
+        words.insert(1, f"--cloud {spec.cloud}")
+    words += [f"--instance-type {name}" for name in spec.instance_type]
+    return " ".join(words)
+
+
+def confirm(question: str, *, yes: bool, command: str) -> None:
+    """Returns when the user agrees. Raises DeclinedError, or UsageError where nobody can be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "there is no terminal to ask for confirmation",
+            why="standard input is not a terminal",
+            next_command=f"{command} --yes",
+        )
+    sys.stderr.write(f"{question} [Y/n] ")
+    sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        raise StoppedError("stopped by Ctrl-C", why="nothing was started or changed") from None
+    if answer.strip().lower() not in ("", "y", "yes") or not answer:
+        raise DeclinedError("stopped: the answer was no", why="nothing was started or changed")
+
+
+def start(target: LocalTarget, spec: DeploymentSpec, *, yes: bool) -> str:
+    """Plans, asks, and starts a deployment that is not running. Returns its release.
+
+    Raises PortTakenError, DiskFullError, FailedError, and what `show_plan` and `confirm` raise.
+    """
+    check_port(target.state, spec.port)
+    check_disk(target.state)
+    plan = show_plan(spec)
+    confirm("Start it?", yes=yes, command=f"deployctl up --name {spec.name}")
+    order = make_order(target, spec, plan)
+    try:
+        target.start(order)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            "stopped by Ctrl-C while starting",
+            why="it may go on in the background",
+            next_command=f"deployctl up --name {spec.name}",
+        ) from None
+    return order.release
+
+
+def change(target: LocalTarget, spec: DeploymentSpec, *, yes: bool, command: str) -> str | None:
+    """Shows what differs from what runs, plans, asks, and orders the next release. None when nothing differs.
+
+    Raises UsageError for what cannot change while a deployment runs, and what `show_plan` and `confirm` raise.
+    """
+    found = differences(target, spec)
+    if not found:
+        return None
+    fixed = [item for item in found if item.field in FIXED]
+    if fixed:
+        raise UsageError(
+            f"{fixed[0].field} cannot change while {spec.name} runs",
+            why=str(fixed[0]),
+            next_command=f"deployctl down {spec.name}, then deployctl up again",
+        )
+    say(f"{spec.name} runs; this changes:")
+    for item in found:
+        say(f"  {item}")
+    plan = show_plan(spec, target)
+    confirm("Change it?", yes=yes, command=f"deployctl {command} --name {spec.name}")
+    order = make_order(target, spec, plan)
+    target.change(order)
+    return order.release
+
+
+def differences(target: LocalTarget, spec: DeploymentSpec) -> list[Change]:
+    """What `spec` changes in the deployment as it was last asked for."""
+    stored = resolve(target.state.spec_values() or {}, env={}).spec
+    found = changes(stored, spec)
+    if spec.api_key is not None and spec.api_key.get_secret_value() != target.state.api_key():
+        found.append(Change("api_key", "…", "another one"))
+    return found
+
+
+def make_order(target: LocalTarget, spec: DeploymentSpec, plan: Plan) -> Order:
+    """The next release, with the user's own key, the one from before, or a new one."""
+    own = spec.api_key.get_secret_value() if spec.api_key else None
+    key = own or target.state.api_key() or make_api_key()
+    release = target.state.next_release()
+    return render(spec, plan.engine_options(), plan.predicted(), release=release, api_key=key)
+
+
+def wait_ready(target: LocalTarget, release: str) -> Observation:
+    """Shows progress until `release` is ready. Raises FailedError, RolledBackError, NotRunningError, StoppedError."""
+    try:
+        seen = wait_until_settled(target, release, make_display())
+    except KeyboardInterrupt:
+        seen = target.observe()
+        raise StoppedError(
+            "stopped waiting by Ctrl-C",
+            why=f"{target.name} goes on in the background ({progress_text(seen)});\n"
+            f"`deployctl down {target.name}` ends it",
+            next_command=f"deployctl up --name {target.name}",
+        ) from None
+    if is_rolled_back(seen, release) and seen.release is not None:
+        target.go_back(seen.release)
+        raise RolledBackError(
+            f"release {release} failed; release {seen.release} of {target.name} serves again",
+            why="\n".join(text for text in (seen.error, seen.hint) if text),
+            next_command=f"deployctl logs {target.name} --since 10m",
+        )
+    if seen.life == "failed":
+        raise failure_of(target, seen)
+    if seen.life == "stopped":
+        raise NotRunningError(
+            f"{target.name} was stopped while it was starting",
+            why="another `deployctl down`, or the end of its supervisor",
+            next_command=f"deployctl up --name {target.name}",
+        )
+    return seen
+
+
+def prove(access: Access) -> Completion:
+    """One real completion with the key through the public route. Raises EndpointError."""
+    with OpenAIClient(access.base_url, access.api_key) as client:
+        answer = client.complete(access.model, [Message("user", PROOF_PROMPT)], max_tokens=PROOF_TOKENS)
+    if not answer.text.strip() or answer.completion_tokens < 1:
+        raise EndpointError("the endpoint answered with nothing", next_command="deployctl logs --engine")
+    return answer
+
+
+def finish(target: LocalTarget, seen: Observation, *, model: str, took_s: float, json: bool) -> None:
+    """Proves the deployment and prints how to use it. Raises EndpointError, StoppedError."""
+    access = target.access()
+    try:
+        answer = prove(access)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            "stopped by Ctrl-C during the proof",
+            why=f"{target.name} serves",
+            next_command=f"deployctl endpoint {target.name}",
+        ) from None
+    say(f"  asked     {PROOF_PROMPT}")
+    say(f"  answered  {' '.join(answer.text.split())}")
+    say(f"  took      {format_seconds(took_s)}")
+    say()
+    if json:
+        emit_json(dataclasses.asdict(seen) | {"api_key": access.api_key, "answer": answer.text})
+    else:
+        emit(ready_text(target.name, access, target=seen.target, model=model))

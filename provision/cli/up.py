@@ -1,0 +1,75 @@
+"""`deployctl up`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provision.cli.names import NameArgument, one_name
+from provision.cli.output import JsonFlag, say
+from provision.cli.spec_flags import Given, spec_options
+
+if TYPE_CHECKING:
+    from provision.spec import DeploymentSpec
+
+app = typer.Typer(add_completion=False)
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.command()
+@spec_options
+def up(given: Given, name_argument: NameArgument = None, yes: YesFlag = False, json: JsonFlag = False) -> None:
+    """Plan, start and prove a deployment; prints its endpoint and key.
+
+    Safe to repeat: it takes up again what Ctrl-C left, says so when everything is up already, and changes a
+    running deployment to what is asked for now, like redeploy. Without any option it takes up the existing
+    deployment as it is.
+    """
+    from provision.cli.deploy import change, finish, show_plan, start, wait_ready
+    from provision.local import LocalTarget
+    from provision.state import locked, open_state, this_command
+
+    began = time.monotonic()
+    spec = wanted_spec(given, name_argument)
+    if spec.cloud != "local":
+        show_plan(spec)
+    target = LocalTarget(open_state(spec.name))
+    with locked(target.state, this_command()):
+        seen = target.observe()
+        if seen.life == "failed":
+            say(f"{spec.name} has failed ({seen.error}); it is started anew")
+            target.stop()
+            seen = target.observe()
+        if seen.life == "stopped" or seen.wanted_release is None:
+            target.stop()
+            release = start(target, spec, yes=yes)
+        else:
+            changed = change(target, spec, yes=yes, command="up")
+            release = changed or seen.wanted_release
+            if seen.life == "ready" and changed is None:
+                say(f"{spec.name} is up already, as asked")
+        seen = wait_ready(target, release)
+        finish(target, seen, model=spec.model, took_s=time.monotonic() - began, json=json)
+
+
+def wanted_spec(given: Given, name: str | None) -> DeploymentSpec:
+    """What is asked for: flags and deploy.yaml; without either, what an existing deployment was asked to be.
+
+    Raises SpecError, UsageError, NotFoundError, StateError.
+    """
+    from provision.config import find_file, resolve
+    from provision.render import absolute
+    from provision.state import choose_state, list_states
+
+    flagged = given.flags.get("name")
+    chosen = one_name(name, flagged if isinstance(flagged, str) else None)
+    flags = {**given.flags, **({"name": chosen} if chosen else {})}
+    file = find_file(given.file)
+    names = [state.name for state in list_states()]
+    if file is None and set(flags) <= {"name"} and (chosen in names or (chosen is None and names)):
+        stored = choose_state(chosen).spec_values()
+        if stored:
+            return resolve(stored).spec
+    return absolute(resolve(flags, file).spec)

@@ -1,0 +1,168 @@
+"""A small client of the OpenAI API, for the proof at the end of `up` and for `chat`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from provision.errors import EndpointError
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_TIMEOUT_S = 5.0
+SILENCE_TIMEOUT_S = 120.0  # longest wait for the next byte of an answer
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Body of `GET /health`, of a ready server (200) and of one that starts (503). Times in seconds."""
+
+    status: str = ""
+    phase: str | None = None
+    percent: float | None = None
+    eta_s: float | None = None
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer; token counts as the server reports them."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def health(host: str, port: int, *, timeout_s: float = 1.0) -> Health | None:
+    """`GET /health` of a local server; None when nothing answers in time.
+
+    Uses the standard library, because `status` must not wait half a second for an HTTP library to import.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.request("GET", "/health")
+        return msgspec.json.decode(connection.getresponse().read(), type=Health)
+    except (OSError, http.client.HTTPException, msgspec.DecodeError):
+        return None
+    finally:
+        connection.close()
+
+
+class OpenAIClient:
+    """Completions of one endpoint. `base_url` ends in /v1. Use as a context manager.
+
+    >>> with OpenAIClient("http://127.0.0.1:8000/v1", key) as client:
+    ...     client.complete("demo", [Message("user", "Hello!")], max_tokens=16).text
+    """
+
+    def __init__(self, base_url: str, api_key: str) -> None:
+        import httpx
+
+        self.base_url = base_url
+        timeout = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        headers = {"Authorization": f"Bearer {api_key}"}
+        # A proxy from the environment must not see requests to this machine.
+        self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> OpenAIClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def complete(self, model: str, messages: list[Message], *, max_tokens: int) -> Completion:
+        """One greedy answer. Raises EndpointError."""
+        import httpx
+
+        body = _chat_body(model, messages) | {"max_tokens": max_tokens, "temperature": 0}
+        try:
+            response = self._http.post(f"{self.base_url}/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+        self._refuse_status(response)
+        try:
+            answer = response.json()
+            usage = answer["usage"]
+            text = answer["choices"][0]["message"]["content"] or ""
+            return Completion(text, usage["prompt_tokens"], usage["completion_tokens"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise self._broken(error, "the answer is not a chat completion") from error
+
+    def stream(self, model: str, messages: list[Message], *, max_tokens: int | None = None) -> Generator[str]:
+        """Pieces of one answer as they come. Closing the iterator stops the answer. Raises EndpointError."""
+        import httpx
+
+        body = _chat_body(model, messages) | {"stream": True}
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        try:
+            with self._http.stream("POST", f"{self.base_url}/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    response.read()
+                    self._refuse_status(response)
+                finished = False
+                for line in response.iter_lines():
+                    if line == "data: [DONE]":
+                        return
+                    if line.startswith("data:"):
+                        piece, ended = self._delta(line.removeprefix("data:"))
+                        finished = finished or ended
+                        if piece:
+                            yield piece
+                if not finished:
+                    raise EndpointError("the answer broke off", why="the connection closed before the last event")
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+
+    def _delta(self, data: str) -> tuple[str, bool]:
+        """(new text, whether the answer ends here) of one event."""
+        try:
+            event: Any = json.loads(data)
+            if "error" in event:
+                raise EndpointError("the answer broke off", why=str(event["error"].get("message")))
+            choices = event["choices"]
+            if not choices:
+                return "", False
+            return choices[0]["delta"].get("content") or "", choices[0].get("finish_reason") is not None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise self._broken(error, "an event of the stream is not a chat completion chunk") from error
+
+    def _refuse_status(self, response: httpx.Response) -> None:
+        if response.status_code == 200:
+            return
+        reason = _error_message(response)
+        if response.status_code == 401:
+            raise EndpointError("the endpoint refuses the API key", why=reason)
+        if response.status_code == 503:
+            raise EndpointError("the endpoint is not ready", why=reason, next_command="deployctl status")
+        raise EndpointError(f"the endpoint answered with status {response.status_code}", why=reason)
+
+    def _broken(self, error: Exception, what: str = "the endpoint does not answer") -> EndpointError:
+        reason = f"{self.base_url}: {type(error).__name__}: {error}"
+        return EndpointError(what, why=reason, next_command="deployctl status")
+
+
+def _chat_body(model: str, messages: list[Message]) -> dict[str, Any]:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    return {"model": model, "messages": turns}
+
+
+def _error_message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
