@@ -13,10 +13,10 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 up: env-up ## set up, then an OpenAI endpoint on localhost from a real model
-	@$(BIN)/deployctl up $(NAME) --model demo --yes
+	@$(BIN)/deployctl up $(NAME) --model demo $(if $(PORT),--port $(PORT)) --yes
 
 down: env-up ## stop that endpoint and prove that nothing of it is left
-	@$(BIN)/deployctl down $(NAME) --yes
+	@$(BIN)/deployctl down $(NAME)
 
 test: env-dev ## set up, then the tests (without the slow ones)
 	$(PYTEST) -m "not slow and not gpu"
