@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from runtime.deployment import ApiKey, Deployment
 from runtime.ipc import Sampling
@@ -289,12 +290,8 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def validation(_: Request, error: RequestValidationError) -> Response:
         return answer(from_validation(error.errors()))
 
-    @app.exception_handler(404)
-    @app.exception_handler(405)
     @app.exception_handler(HTTPException)
     async def framework(_: Request, error: HTTPException) -> Response:
-        if isinstance(error, ApiError):
-            return answer(error)
         return answer(from_status(error.status_code, error.headers))
 
     @app.exception_handler(Exception)

@@ -114,7 +114,8 @@ class CompletionResponse(Response):
         while self._open:
             for output in await inbox.take():
                 generation = self._generations[output.id]
-                texts[generation.index].append(self._feed(inbox, generation, output))
+                if generation.finish_reason is None:
+                    texts[generation.index].append(self._feed(inbox, generation, output))
         choices = [
             Choice(g.index, "".join(texts[g.index]), g.finish_reason or "stop")
             for g in self._generations.values()
@@ -129,6 +130,8 @@ class CompletionResponse(Response):
         events = b""
         for output in outputs:
             generation = self._generations[output.id]
+            if generation.finish_reason is not None:  # came before the engine knew of the stop string
+                continue
             first = generation.completion_tokens == 0
             text = self._feed(inbox, generation, output)
             events += self._job.format.chunk(generation.index, text, generation.finish_reason, first=first)

@@ -36,8 +36,6 @@ class Generation:
         Sets `finish_reason` at the end, which a stop string may bring before the engine does. Raises ApiError
         when the engine failed the request.
         """
-        if self.finish_reason is not None:
-            return ""
         if output.finish in ("error", "abort"):
             reason = output.error or "the engine gave the request up"
             raise ApiError(
