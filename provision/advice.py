@@ -18,10 +18,7 @@ def advise(
 ) -> Iterator[str]:
     """`concurrency` in requests of `max_model_len` tokens; 0 = the plan does not fit anyway."""
     if 0 < concurrency < TIGHT:
-        yield (
-            f"the KV cache holds {concurrency:.1f} requests of {max_model_len} tokens: a second such request "
-            "waits"
-        )
+        yield (f"the KV cache holds {concurrency:.1f} requests of {max_model_len} tokens: a second such request waits")
     if machine.gpu is not None and sizing.checkpoint_bytes(model) > machine.ram_bytes:
         ram = machine.ram_bytes // GIB
         yield f"host RAM ({ram} GiB) is smaller than the weights: every restart reads them from disk again"

@@ -161,9 +161,7 @@ def _values(loader: yaml.SafeLoader, node: yaml.Node | None, path: Path) -> dict
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1
         if name in found:
-            problems.append(
-                Problem(name, f"is set twice, first in line {found[name][1]}", None, f"{path.name}:{line}")
-            )
+            problems.append(Problem(name, f"is set twice, first in line {found[name][1]}", None, f"{path.name}:{line}"))
         found[name] = (loader.construct_object(value, deep=True), line)
     if problems:
         raise SpecError(problems)

@@ -56,9 +56,7 @@ FIELDS: tuple[FieldDoc, ...] = (
         "Qwen/Qwen2.5-7B-Instruct",
     ),
     FieldDoc("served_name", _MODEL, "Model name in the API. Default: the model's own.", "qwen"),
-    FieldDoc(
-        "hub_endpoint", _MODEL, "Base URL of a Hugging Face mirror (hf: models).", "https://hub.example.org"
-    ),
+    FieldDoc("hub_endpoint", _MODEL, "Base URL of a Hugging Face mirror (hf: models).", "https://hub.example.org"),
     FieldDoc("hub_token", _MODEL, "Token for gated models. Also read from HF_TOKEN. Secret.", "hf_…"),
     FieldDoc(
         "max_model_len",
@@ -74,13 +72,9 @@ FIELDS: tuple[FieldDoc, ...] = (
         '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}',
     ),
     FieldDoc("dtype", _ENGINE, "auto, bfloat16, float16 or float32.", "bfloat16"),
-    FieldDoc(
-        "quantization", _ENGINE, "auto (as the checkpoint), none, or fp8 (quantize weights at load).", "fp8"
-    ),
+    FieldDoc("quantization", _ENGINE, "auto (as the checkpoint), none, or fp8 (quantize weights at load).", "fp8"),
     FieldDoc("gpu_memory_utilization", _ENGINE, "Share of GPU memory to use, 0.1 to 0.98.", "0.9"),
-    FieldDoc(
-        "max_num_seqs", _ENGINE, "Requests that run at once. Default: 64; 256 on GPUs from 40 GiB.", "128"
-    ),
+    FieldDoc("max_num_seqs", _ENGINE, "Requests that run at once. Default: 64; 256 on GPUs from 40 GiB.", "128"),
     FieldDoc(
         "kv_cache_gib",
         _ENGINE,
@@ -89,9 +83,7 @@ FIELDS: tuple[FieldDoc, ...] = (
         "8",
     ),
     FieldDoc("engine", _ENGINE, "bundled. (vllm and sglang: not yet.)", "bundled"),
-    FieldDoc(
-        "api_key", _REACH, "Your own API key, 20 or more characters. Default: a random one. Secret.", "…"
-    ),
+    FieldDoc("api_key", _REACH, "Your own API key, 20 or more characters. Default: a random one. Secret.", "…"),
     FieldDoc("endpoint", _REACH, "public or intranet (inside the VPC only).", "intranet"),
     FieldDoc(
         "egress",
@@ -126,9 +118,7 @@ FIELDS: tuple[FieldDoc, ...] = (
         "Public key for SSH: its text, or a path to a .pub file.",
         "~/.ssh/id_ed25519.pub",
     ),
-    FieldDoc(
-        "image", _MACHINE, "Machine image id. Default: the cloud's GPU or Ubuntu image.", "ami-0a1b2c3d"
-    ),
+    FieldDoc("image", _MACHINE, "Machine image id. Default: the cloud's GPU or Ubuntu image.", "ami-0a1b2c3d"),
     FieldDoc("disk_gib", _MACHINE, "Size of the system disk. Default: from the plan.", "200"),
     FieldDoc("spot", _MONEY, "Spot instance: cheaper, may be taken back.", "true", "flag"),
     FieldDoc("capacity_reservation", _MONEY, "Id of a capacity reservation to start in.", "cr-0a1b2c3d"),
@@ -136,17 +126,12 @@ FIELDS: tuple[FieldDoc, ...] = (
     FieldDoc(
         "ttl",
         _MONEY,
-        "Time until the cloud itself deletes the machine: 90m, 8h, 2d; 0 = never. Default: 8h; 0 on local "
-        "and host.",
+        "Time until the cloud itself deletes the machine: 90m, 8h, 2d; 0 = never. Default: 8h; 0 on local and host.",
         "4h",
     ),
     FieldDoc("idle_stop", _MONEY, "Stop the machine after this long without a request; 0 = never.", "30m"),
-    FieldDoc(
-        "pip_index", _SETUP, "Python package index that the machine uses.", "https://pypi.example.org/simple"
-    ),
-    FieldDoc(
-        "proxy", _SETUP, "HTTP proxy that the machine uses for downloads.", "http://proxy.example.org:3128"
-    ),
+    FieldDoc("pip_index", _SETUP, "Python package index that the machine uses.", "https://pypi.example.org/simple"),
+    FieldDoc("proxy", _SETUP, "HTTP proxy that the machine uses for downloads.", "http://proxy.example.org:3128"),
     FieldDoc("tags", _SETUP, "Tags on every cloud resource, as key=value.", "team=search", "list"),
 )
 

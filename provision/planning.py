@@ -198,9 +198,7 @@ def not_yet(spec: DeploymentSpec, plan: Plan) -> list[Problem]:
         reason = f"tensor parallel {plan.tensor_parallel} is not yet supported by the engine"
         found.append(Problem("instance_type", reason))
     if plan.quantization is not None:
-        found.append(
-            Problem("quantization", f"{plan.quantization} is not yet supported by the engine", "none")
-        )
+        found.append(Problem("quantization", f"{plan.quantization} is not yet supported by the engine", "none"))
     if (kind := spec.model_ref.kind) not in ("hf", "folder", "demo"):
         found.append(Problem("model", f"weights from {kind} are not yet supported", "hf:org/name"))
     return found
@@ -301,9 +299,7 @@ class _Draft:
         asked = None if self.spec.kv_cache_gib is None else int(self.spec.kv_cache_gib * GIB)
         room = self.need.pool
         where = (
-            f"{_gib(self.need.usable)} of free RAM"
-            if self.machine.gpu is None
-            else f"{_gib(self.need.usable)} usable"
+            f"{_gib(self.need.usable)} of free RAM" if self.machine.gpu is None else f"{_gib(self.need.usable)} usable"
         )
         if room <= 0:
             held = self.need.weights + self.need.activation + self.need.fixed
@@ -311,9 +307,7 @@ class _Draft:
             self.reasons.append(f"{_each(self)}{parts} exceed {where}")
             return 0
         if asked is not None and asked > room:
-            self.reasons.append(
-                f"kv_cache_gib {self.spec.kv_cache_gib:g}: only {_gib(room)} of {where} is left"
-            )
+            self.reasons.append(f"kv_cache_gib {self.spec.kv_cache_gib:g}: only {_gib(room)} of {where} is left")
             return room
         if self.machine.gpu is None:
             return min(sizing.cpu_pool_bytes(self.machine, asked), room)
@@ -348,9 +342,7 @@ class _Draft:
             return self.need.weights + self.need.activation + self.need.fixed + max(0, self.pool)
         needed = sizing.gpu_host_ram_bytes(self.model, self.tp)
         if needed > machine.ram_bytes:
-            self.reasons.append(
-                f"loading needs {_gib(needed)} of host RAM, and there is {_gib(machine.ram_bytes)}"
-            )
+            self.reasons.append(f"loading needs {_gib(needed)} of host RAM, and there is {_gib(machine.ram_bytes)}")
         return needed
 
 

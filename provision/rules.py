@@ -43,15 +43,11 @@ def _target(spec: DeploymentSpec) -> Iterator[Problem]:
             if name in changed and getattr(spec, name) != defaults[name]:
                 yield _problem(name, f"needs cloud: aws or alicloud, and this is {spec.cloud}", None, "cloud")
         if spec.endpoint == "intranet":
-            yield _problem(
-                "endpoint", f"intranet needs a cloud's VPC, and this is {spec.cloud}", "public", "cloud"
-            )
+            yield _problem("endpoint", f"intranet needs a cloud's VPC, and this is {spec.cloud}", "public", "cloud")
     if spec.cloud == "local":
         for name in LOCAL_HAS_NOT:
             if name in changed and getattr(spec, name) != defaults[name]:
-                yield _problem(
-                    name, "has no meaning on local, which listens on 127.0.0.1 only", None, "cloud"
-                )
+                yield _problem(name, "has no meaning on local, which listens on 127.0.0.1 only", None, "cloud")
         if spec.tls != "off":
             yield _problem(
                 "tls", f"{spec.tls} has no meaning on local, which listens on 127.0.0.1 only", "off", "cloud"
@@ -75,11 +71,7 @@ def _places(spec: DeploymentSpec) -> Iterator[Problem]:
     pattern = rf"^{re.escape(region)}[a-z]$" if spec.cloud == "aws" else rf"^{re.escape(region)}-?[a-z]$"
     for zone in spec.zones:
         if not re.match(pattern, zone):
-            near = (
-                f"{region}a"
-                if spec.cloud == "aws"
-                else f"{region}-{zone[-1:] if zone[-1:].isalpha() else 'b'}"
-            )
+            near = f"{region}a" if spec.cloud == "aws" else f"{region}-{zone[-1:] if zone[-1:].isalpha() else 'b'}"
             yield _problem("zones", f"{zone!r} is not a zone of {region}", near, "region", "cloud")
 
 
@@ -107,24 +99,16 @@ def _network(spec: DeploymentSpec) -> Iterator[Problem]:
             "10.0.0.0/8", "endpoint",
         )  # fmt: skip
     if not intranet and spec.egress is not None:
-        yield _problem(
-            "egress", "needs endpoint: intranet; a public machine has its own way out", None, "endpoint"
-        )
+        yield _problem("egress", "needs endpoint: intranet; a public machine has its own way out", None, "endpoint")
     if spec.bandwidth_mbps is not None and spec.cloud == "aws":
-        yield _problem(
-            "bandwidth_mbps", "is Alibaba Cloud's; AWS sets no bandwidth on an address", None, "cloud"
-        )
+        yield _problem("bandwidth_mbps", "is Alibaba Cloud's; AWS sets no bandwidth on an address", None, "cloud")
     if spec.bandwidth_mbps is not None and intranet:
-        yield _problem(
-            "bandwidth_mbps", "needs endpoint: public; intranet has no public address", None, "endpoint"
-        )
+        yield _problem("bandwidth_mbps", "needs endpoint: public; intranet has no public address", None, "endpoint")
     for name in ("subnet_id", "security_group_id"):
         if getattr(spec, name) and not spec.vpc_id:
             yield _problem(name, "needs vpc_id: the VPC that it belongs to", None, "vpc_id")
     if spec.subnet_id and len(spec.zones) > 1:
-        yield _problem(
-            "zones", "one subnet lies in one zone; name that one or none", spec.zones[0], "subnet_id"
-        )
+        yield _problem("zones", "one subnet lies in one zone; name that one or none", spec.zones[0], "subnet_id")
     prefixes = {"vpc_id": "vpc-", "security_group_id": "sg-"}
     prefixes["subnet_id"] = "subnet-" if spec.cloud == "aws" else "vsw-"
     if spec.cloud == "aws":
@@ -132,21 +116,15 @@ def _network(spec: DeploymentSpec) -> Iterator[Problem]:
     for name, prefix in prefixes.items():
         value = getattr(spec, name)
         if value and not value.startswith(prefix):
-            yield _problem(
-                name, f"{value!r} is not an id of {spec.cloud}: it begins with {prefix}", None, "cloud"
-            )
+            yield _problem(name, f"{value!r} is not an id of {spec.cloud}: it begins with {prefix}", None, "cloud")
 
 
 def _tls(spec: DeploymentSpec) -> Iterator[Problem]:
     if spec.tls == "acme":
         if not spec.domain:
-            yield _problem(
-                "domain", "is missing: tls: acme gets a certificate for a domain name", None, "tls"
-            )
+            yield _problem("domain", "is missing: tls: acme gets a certificate for a domain name", None, "tls")
         if spec.endpoint == "intranet":
-            yield _problem(
-                "tls", "acme needs endpoint: public, where the authority can reach it", "pinned", "endpoint"
-            )
+            yield _problem("tls", "acme needs endpoint: public, where the authority can reach it", "pinned", "endpoint")
     if spec.tls == "own":
         for name in ("tls_cert", "tls_key"):
             if getattr(spec, name) is None:
@@ -165,9 +143,7 @@ def _money(spec: DeploymentSpec) -> Iterator[Problem]:
     if spec.spot and spec.idle_stop_seconds:
         yield _problem("idle_stop", "a spot instance cannot be stopped, only deleted: use ttl", "0", "spot")
     if spec.capacity_reservation and len(spec.instance_type) > 1:
-        yield _problem(
-            "instance_type", "a reservation holds one type", spec.instance_type[0], "capacity_reservation"
-        )
+        yield _problem("instance_type", "a reservation holds one type", spec.instance_type[0], "capacity_reservation")
     if 0 < spec.ttl_seconds < 1800:
         yield _problem("ttl", "is under 30 minutes, the shortest that both clouds' timers take", "30m")
     if spec.ttl_seconds > 365 * 86400:
@@ -184,14 +160,10 @@ def _model(spec: DeploymentSpec) -> Iterator[Problem]:
         yield _problem("hub_token", f"is for hub models, and the model is {spec.model!r}", None, "model")
     if kind == "folder" and spec.is_cloud:
         bucket = "s3://bucket/prefix" if spec.cloud == "aws" else "oss://bucket/prefix"
-        yield _problem(
-            "model", "a folder of this machine cannot be seen from a cloud: upload it", bucket, "cloud"
-        )
+        yield _problem("model", "a folder of this machine cannot be seen from a cloud: upload it", bucket, "cloud")
     if (kind, spec.cloud) in (("s3", "alicloud"), ("oss", "aws")):
         right = "oss" if kind == "s3" else "s3"
-        yield _problem(
-            "model", f"{kind}:// is not a bucket of {spec.cloud}", f"{right}://bucket/prefix", "cloud"
-        )
+        yield _problem("model", f"{kind}:// is not a bucket of {spec.cloud}", f"{right}://bucket/prefix", "cloud")
     if spec.kv_cache_gib is not None and "gpu_memory_utilization" in spec.model_fields_set:
         yield _problem(
             "kv_cache_gib", "and gpu_memory_utilization both set the size of the KV cache; choose one",

@@ -34,6 +34,7 @@ from provision.values import (
     check_url,
     duration_seconds,
     normal_duration,
+    refuse_bool,
     split_list,
     split_tags,
 )
@@ -75,9 +76,11 @@ class SpecError(errors.SpecError):
 
 
 def nearest(value: str, valid: Iterable[str]) -> str | None:
-    """The valid value that reads most like `value`, or None when none is close."""
-    found = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The valid value that reads most like `value`, or None when none is close. Swapped letters, the most
+    common slip, win over other likeness."""
+    found = difflib.get_close_matches(value, list(valid), n=5, cutoff=0.5)
+    swapped = [item for item in found if sorted(item) == sorted(value)]
+    return next(iter(swapped + found), None)
 
 
 class RopeScalingOption(BaseModel):
@@ -127,6 +130,7 @@ SshKey = Annotated[str, AfterValidator(check_ssh_key)]
 Rope = Annotated[RopeScalingOption, BeforeValidator(_from_json)]
 Model = Annotated[str, AfterValidator(_model_text)]
 Text = Annotated[str, Field(min_length=1, max_length=255)]
+NotBool = BeforeValidator(refuse_bool)
 
 
 class DeploymentSpec(BaseModel):
@@ -149,17 +153,17 @@ class DeploymentSpec(BaseModel):
     served_name: Text | None = Field(None, description=_doc("served_name"))
     hub_endpoint: Url | None = Field(None, description=_doc("hub_endpoint"))
     hub_token: SecretStr | None = Field(None, description=_doc("hub_token"))
-    max_model_len: Annotated[int, Field(ge=16, le=10_000_000)] | None = Field(
+    max_model_len: Annotated[int, Field(ge=16, le=10_000_000), NotBool] | None = Field(
         None, description=_doc("max_model_len")
     )
     rope_scaling: Rope | None = Field(None, description=_doc("rope_scaling"))
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description=_doc("dtype"))
     quantization: Literal["auto", "none", "fp8"] = Field("auto", description=_doc("quantization"))
-    gpu_memory_utilization: Annotated[float, Field(ge=0.1, le=0.98)] = Field(
+    gpu_memory_utilization: Annotated[float, Field(ge=0.1, le=0.98), NotBool] = Field(
         0.92, description=_doc("gpu_memory_utilization")
     )
-    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description=_doc("max_num_seqs"))
-    kv_cache_gib: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] | None = Field(
+    max_num_seqs: Annotated[int, Field(ge=1, le=4096), NotBool] | None = Field(None, description=_doc("max_num_seqs"))
+    kv_cache_gib: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False), NotBool] | None = Field(
         None, description=_doc("kv_cache_gib")
     )
     engine: Literal["bundled", "vllm", "sglang"] = Field("bundled", description=_doc("engine"))
@@ -176,13 +180,13 @@ class DeploymentSpec(BaseModel):
     vpc_id: Text | None = Field(None, description=_doc("vpc_id"))
     subnet_id: Text | None = Field(None, description=_doc("subnet_id"))
     security_group_id: Text | None = Field(None, description=_doc("security_group_id"))
-    bandwidth_mbps: Annotated[int, Field(ge=1, le=200)] | None = Field(
+    bandwidth_mbps: Annotated[int, Field(ge=1, le=200), NotBool] | None = Field(
         None, description=_doc("bandwidth_mbps")
     )
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description=_doc("port"))
+    port: Annotated[int, Field(ge=1, le=65535), NotBool] = Field(8000, description=_doc("port"))
     ssh_public_key: SshKey | None = Field(None, description=_doc("ssh_public_key"))
     image: Text | None = Field(None, description=_doc("image"))
-    disk_gib: Annotated[int, Field(ge=40, le=32768)] | None = Field(None, description=_doc("disk_gib"))
+    disk_gib: Annotated[int, Field(ge=40, le=32768), NotBool] | None = Field(None, description=_doc("disk_gib"))
     spot: bool = Field(False, description=_doc("spot"))
     capacity_reservation: Text | None = Field(None, description=_doc("capacity_reservation"))
     billing: Literal["hourly", "monthly"] = Field("hourly", description=_doc("billing"))
@@ -302,9 +306,7 @@ def _problem(item: Mapping[str, Any]) -> Problem:
         return Problem(path, f"{_shown(path, value)} is not one of {', '.join(valid)}", near)
     if path == "name" and kind == "string_pattern_mismatch":
         near = name_like(str(value))
-        return Problem(
-            path, f"{value!r} must start with a lower-case letter and hold 2 to 25 of a-z, 0-9, -", near
-        )
+        return Problem(path, f"{value!r} must start with a lower-case letter and hold 2 to 25 of a-z, 0-9, -", near)
     if kind in ("greater_than_equal", "less_than_equal", "greater_than"):
         bound = re.search(r"[-\d.]+$", message)
         near = bound.group() if bound and kind != "greater_than" else None

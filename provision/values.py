@@ -14,6 +14,13 @@ _DURATION = re.compile(r"(\d+)([smhd])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+def refuse_bool(value: object) -> object:
+    """YAML reads `yes` and `on` as true, which Python would take for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()!r} is not a number")
+    return value
+
+
 def split_list(value: object) -> object:
     """ "a,b" and ["a,b", "c"] are lists of their parts: flags and Pulumi config carry text."""
     if isinstance(value, str):

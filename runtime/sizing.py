@@ -195,9 +195,7 @@ def expert_sharded(model: ModelSpec, tp: int, *, quantization: str | None = None
 
 def valid_tp_sizes(model: ModelSpec, gpus: int, *, quantization: str | None = None) -> tuple[int, ...]:
     """All valid tensor-parallel sizes up to `gpus`, ascending."""
-    return tuple(
-        tp for tp in TP_SIZES if tp <= gpus and tp_problem(model, tp, quantization=quantization) is None
-    )
+    return tuple(tp for tp in TP_SIZES if tp <= gpus and tp_problem(model, tp, quantization=quantization) is None)
 
 
 # ---- memory ----
@@ -258,14 +256,10 @@ def choose_dtype(asked: str, model: ModelSpec, machine: Machine) -> str:
         if asked == "bfloat16" and machine.cpu_has_bf16:
             return "bfloat16"
         if asked == "bfloat16":
-            raise DtypeError(
-                "this CPU has no bfloat16 units (AMX or AVX-512 BF16): it would be slower", "float32"
-            )
+            raise DtypeError("this CPU has no bfloat16 units (AMX or AVX-512 BF16): it would be slower", "float32")
         raise DtypeError(f"{asked} is not computed on CPUs", "float32")
     if asked == "bfloat16" and not gpu.has_bf16:
-        raise DtypeError(
-            f"{gpu.kind} (compute capability {_dotted(gpu)}) has no bfloat16; 8.0 has", "float16"
-        )
+        raise DtypeError(f"{gpu.kind} (compute capability {_dotted(gpu)}) has no bfloat16; 8.0 has", "float16")
     if asked != "auto":
         return asked
     if model.checkpoint_dtype == "float16" or not gpu.has_bf16:
@@ -325,9 +319,7 @@ def gpu_host_ram_bytes(model: ModelSpec, tp: int) -> int:
 
 def cpu_pool_bytes(machine: Machine, asked: int | None) -> int:
     """KV pool on a CPU: what was asked for, else a quarter of free RAM and at most 4 GiB."""
-    return (
-        asked if asked is not None else min(int(machine.free_ram_bytes * CPU_POOL_SHARE), CPU_POOL_MAX_BYTES)
-    )
+    return asked if asked is not None else min(int(machine.free_ram_bytes * CPU_POOL_SHARE), CPU_POOL_MAX_BYTES)
 
 
 def cpu_weights_bytes(model: ModelSpec, *, dtype: str) -> int:

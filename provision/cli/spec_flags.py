@@ -54,9 +54,7 @@ def spec_options(command: Callable[..., R]) -> Callable[..., R]:
         given = Given({name: value for name, value in flags.items() if value not in (None, [])}, file)
         return command(given=given, **options)
 
-    kept = [
-        item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own.values() if item.name != "given"
-    ]
+    kept = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own.values() if item.name != "given"]
     added = [_file_parameter(), *(_parameter(field) for field in FIELDS)]
     signature = inspect.Signature([*added, *kept])
     run.__signature__ = signature  # type: ignore[attr-defined]
@@ -74,9 +72,5 @@ def _parameter(field: FieldDoc) -> inspect.Parameter:
     kinds: dict[str, Any] = {"text": str | None, "list": list[str] | None, "flag": bool | None}
     name = f"{field.flag}/--no-{field.flag[2:]}" if field.shape == "flag" else field.flag
     metavar = None if field.shape == "flag" else field.name.upper()
-    option = typer.Option(
-        name, help=field.help, rich_help_panel=field.group, metavar=metavar, show_default=False
-    )
-    return inspect.Parameter(
-        field.name, _KEYWORD, default=None, annotation=Annotated[kinds[field.shape], option]
-    )
+    option = typer.Option(name, help=field.help, rich_help_panel=field.group, metavar=metavar, show_default=False)
+    return inspect.Parameter(field.name, _KEYWORD, default=None, annotation=Annotated[kinds[field.shape], option])
