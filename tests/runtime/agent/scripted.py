@@ -1,0 +1,123 @@
+"""Real processes with scripted insides: a supervisor whose server and engine need no torch.
+
+    python scripted.py supervise STATE MAILBOX PORT   python scripted.py agent STATE MAILBOX
+    python scripted.py server RELEASE RUN             python scripted.py engine RELEASE RUN
+
+What the engine does is written in the deployment's served name: `ok`, `slow` (percent moves until the file `go` is
+in the release folder), `refuse` (exit 78), `crash` (exit 70).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import socketserver
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+
+
+def supervise(state: Path, mailbox: Path, port: int) -> int:
+    from runtime.agent.rundir import lock_state, make_run_dir
+    from runtime.agent.supervisor import EXIT_ALREADY_RUNNING, Supervisor, open_listener
+    from runtime.agent.units import RELEASE_MARK, RestartPolicy, UnitSpec
+
+    state.mkdir(parents=True, exist_ok=True)
+    if lock_state(state) is None:
+        return EXIT_ALREADY_RUNNING
+    run_dir = str(make_run_dir(state))
+    me = (sys.executable, str(HERE))
+    units = (
+        UnitSpec("agent", (*me, "agent", str(state), str(mailbox)), stop_s=3.0),
+        UnitSpec("server", (*me, "server", RELEASE_MARK, run_dir), listens=True, stop_s=2.0),
+        UnitSpec("engine", (*me, "engine", RELEASE_MARK, run_dir), autostart=False, stop_s=2.0),
+    )
+    quick = RestartPolicy(first_s=0.02, most_s=0.1)
+    with open_listener("127.0.0.1", port) as listener:
+        return Supervisor(state, mailbox, listener, units, quick).run()
+
+
+def agent(state: Path, mailbox: Path) -> int:
+    from runtime.agent.main import Settings, run
+
+    full = Path(os.environ.get("SCRIPTED_FULL_DISK", "/nonexistent"))
+
+    def free_bytes(_: Path) -> int:
+        return 1000 if full.exists() else 2**40
+
+    return run(state, mailbox, Settings(poll_s=0.05, probe_s=0.1, retry_s=0.1, free_bytes=free_bytes))
+
+
+def server(_release: str, run_dir: str) -> int:
+    """503 with the engine's percent, or 200. `GET /pid` tells who answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told = ask_engine(run_dir)
+            body = json.dumps({"pid": os.getpid()} if self.path == "/pid" else told).encode()
+            self.send_response(200 if told.get("ready") or self.path == "/pid" else 503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    assert os.environ["LISTEN_FDS"] == "1"
+    assert os.environ["LISTEN_PID"] == str(os.getpid())
+    httpd = socketserver.ThreadingTCPServer(("", 0), Handler, bind_and_activate=False)
+    httpd.socket.close()
+    httpd.socket = socket.socket(fileno=3)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=httpd.shutdown).start())
+    httpd.serve_forever(poll_interval=0.02)
+    httpd.server_close()  # waits for the requests that it has accepted
+    return 0
+
+
+def ask_engine(run_dir: str) -> dict[str, object]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(2)
+        try:
+            client.connect(f"{run_dir}/engine.sock")
+            return dict(json.loads(client.recv(4096)))
+        except (OSError, ValueError):
+            return {"phase": "load", "percent": None, "eta_s": None, "error": None, "hint": None}
+
+
+def engine(release: str, run_dir: str) -> int:
+    folder = Path(release)
+    behaviour = json.loads((folder / "deployment.json").read_text())["model"]["served_name"]
+    weights = json.loads((folder / "weights.json").read_text())["path"]
+    print(f"engine of {folder.name}: {behaviour}, weights in {weights}", file=sys.stderr)
+    if behaviour == "refuse":
+        print("error: config.json: hidden_act: 'gelu' is not supported | hint: choose another model", file=sys.stderr)
+        return 78
+    if behaviour == "crash":
+        print("error: the engine fell over | hint: look at the log", file=sys.stderr)
+        return 70
+    path = f"{run_dir}/engine.sock"
+    Path(path).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    percent = 0.0
+    while True:
+        client, _ = listener.accept()
+        ready = behaviour != "slow" or (folder / "go").exists()
+        percent = min(99.0, percent + 1)
+        client.sendall(json.dumps({"ready": ready, "phase": "load", "percent": percent}).encode())
+        client.close()
+
+
+if __name__ == "__main__":
+    role, *words = sys.argv[1:]
+    if role == "supervise":
+        sys.exit(supervise(Path(words[0]), Path(words[1]), int(words[2])))
+    if role == "agent":
+        sys.exit(agent(Path(words[0]), Path(words[1])))
+    sys.exit({"server": server, "engine": engine}[role](words[0], words[1]))
