@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 PARALLEL = 4  # files at a time
 SAMPLE_S = 0.5
 ORPHAN_AGE_S = 3600.0  # a partial file untouched for so long belongs to nobody
-CHUNK = 8 * 2**20
+HASH_CHUNK = 8 * 2**20
+WRITE_CHUNK = 2**19  # bytes
 NETWORK_HINT = "check the network and proxy; in mainland China set hub_endpoint to a mirror"
 HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "requests")  # what huggingface_hub has used, by version
 _SUFFIXES = (".safetensors", ".json", ".jinja")
@@ -53,9 +54,7 @@ def choose_files(names: list[str]) -> list[str]:
     chosen = [
         name
         for name in names
-        if "/" not in name
-        and (name.endswith(_SUFFIXES) or name in _NAMES)
-        and not name.startswith((_DUPLICATES, "."))
+        if "/" not in name and (name.endswith(_SUFFIXES) or name in _NAMES) and not name.startswith((_DUPLICATES, "."))
     ]
     for need in ("config.json", "tokenizer.json"):
         if need not in chosen:
@@ -139,9 +138,7 @@ class Download:
                     force_download=attempt == 2,
                 )
             )
-            if path.stat().st_size == file.size and (
-                file.sha256 is None or self._digest(path) == file.sha256
-            ):
+            if path.stat().st_size == file.size and (file.sha256 is None or self._digest(path) == file.sha256):
                 return
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
@@ -153,7 +150,7 @@ class Download:
     def _digest(self, path: Path) -> str:
         digest = hashlib.sha256()
         with open(path, "rb") as data:
-            while chunk := data.read(CHUNK):
+            while chunk := data.read(HASH_CHUNK):
                 digest.update(chunk)
                 self._checked += len(chunk)
         return digest.hexdigest()
@@ -224,15 +221,11 @@ def explain(error: Exception, job: HubJob) -> WorkerLine:
         busy = code >= 500 or code == 429
         return WorkerLine(error=f"{hub} answers {code}", hint=NETWORK_HINT, transient=busy)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return WorkerLine(
-            error=f"disk full while writing to {job.cache}", hint="free space, or set HF_HOME elsewhere"
-        )
+        return WorkerLine(error=f"disk full while writing to {job.cache}", hint="free space, or set HF_HOME elsewhere")
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in HTTP_CLIENTS:
         said = f"no connection to {hub}: {_first_line(error)}"
         return WorkerLine(error=said, hint=NETWORK_HINT, transient=True)
-    return WorkerLine(
-        error=f"{type(error).__name__}: {_first_line(error)}", hint="see `deployctl logs agent`"
-    )
+    return WorkerLine(error=f"{type(error).__name__}: {_first_line(error)}", hint="see `deployctl logs agent`")
 
 
 def emit(line: WorkerLine) -> None:
@@ -245,6 +238,8 @@ def main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=HubJob)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    emit(WorkerLine(moved=0))
+    _write_small_chunks()
     if job.endpoint:
         # A mirror passes Xet's headers on, but the chunk servers they name are those of the original hub.
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
@@ -254,6 +249,14 @@ def main() -> int:
         emit(explain(error, job))
         return 1
     return 0
+
+
+def _write_small_chunks() -> None:
+    """The client writes 10 MiB at a time: on a slow line nothing would seem to move for minutes, and a connection
+    that is cut sooner than that would never get on."""
+    from huggingface_hub import constants
+
+    constants.DOWNLOAD_CHUNK_SIZE = WRITE_CHUNK
 
 
 def _listed(info: ModelInfo) -> tuple[HubFile, ...]:

@@ -140,9 +140,7 @@ class Agent:
                 work()
             self._succeed(wanted, release)
         except ReleaseError as error:
-            self._fail(
-                wanted, None, "python", PhaseError(str(error), "run `deployctl up` again", retry=False)
-            )
+            self._fail(wanted, None, "python", PhaseError(str(error), "run `deployctl up` again", retry=False))
         except PhaseError as error:
             self._fail(wanted, release, phase, error)
         finally:
@@ -273,9 +271,7 @@ class Agent:
         pids = tuple(unit.pid for unit in units)
         if health is not None and health.ready and all(unit.state == "running" for unit in units):
             settled.seen, settled.moved_at = pids, now
-            self._board.post(
-                release.id, "ready", Progress(percent=100.0), error=settled.error, hint=settled.hint
-            )
+            self._board.post(release.id, "ready", Progress(percent=100.0), error=settled.error, hint=settled.hint)
             return
         seen = (pids, health)
         if seen != settled.seen:

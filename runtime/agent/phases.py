@@ -68,16 +68,12 @@ def check_driver(deployment: Deployment) -> None:
         )
     argv = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(
-            argv, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False
-        )
+        answer = subprocess.run(argv, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         raise PhaseError("nvidia-smi hangs", "see `dmesg | grep -i nvrm`; restart the machine") from None
     if answer.returncode != 0:
         said = (answer.stdout + answer.stderr).strip().partition("\n")[0]
-        raise PhaseError(
-            f"nvidia-smi fails: {said}", "see `dmesg | grep -i nvrm`; a restart loads a new driver"
-        )
+        raise PhaseError(f"nvidia-smi fails: {said}", "see `dmesg | grep -i nvrm`; a restart loads a new driver")
     check_gpus(answer.stdout, deployment.engine.tensor_parallel, _cuda_build())
 
 

@@ -139,9 +139,7 @@ class Supervisor:
         self._write_record()
         self._seed()
         for unit in self._units.values():
-            if unit.spec.autostart and not (
-                unit.spec.needs_release and not (self._state / "current").exists()
-            ):
+            if unit.spec.autostart and not (unit.spec.needs_release and not (self._state / "current").exists()):
                 unit.start()
         while not (self._stopping and self._next_to_stop() is None):
             self._turn()
@@ -323,9 +321,7 @@ class Supervisor:
     def _say_stopped(self) -> None:
         self._rewrite_status(phase="stopped")
 
-    def _rewrite_status(
-        self, *, phase: Phase | None = None, error: str | None = None, hint: str | None = None
-    ) -> None:
+    def _rewrite_status(self, *, phase: Phase | None = None, error: str | None = None, hint: str | None = None) -> None:
         mailbox = FolderMailbox(self._mailbox)
         data = mailbox.get(STATUS)
         if data is None:

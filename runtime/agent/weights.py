@@ -217,9 +217,7 @@ def _prepare_demo(caches: Caches, report: Report, converter: tuple[str, ...]) ->
     return Weights(path=str(folder), revision=folder.name)
 
 
-def _prepare_hub(
-    model: ModelSource, caches: Caches, report: Report, token: str | None, stall_s: float
-) -> Weights:
+def _prepare_hub(model: ModelSource, caches: Caches, report: Report, token: str | None, stall_s: float) -> Weights:
     repo, revision = parse_hub_source(model.source)
     manifest = _manifest_path(model, caches)
     job = HubJob(

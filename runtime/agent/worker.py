@@ -156,7 +156,7 @@ class _Lines:
 
 
 def _amount(line: WorkerLine) -> tuple[int | None, float | None]:
-    return line.moved or line.bytes, line.percent
+    return line.bytes if line.moved is None else line.moved, line.percent
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
