@@ -19,7 +19,7 @@ from runtime.agent.control import SupervisorClient
 from runtime.agent.logs import LogFile
 from runtime.agent.rundir import make_run_dir, remove_run_dir
 from runtime.agent.supervisor import RECORD_NAME, Record, process_start_ticks, read_record
-from runtime.agent.units import RestartHistory, RestartPolicy, UnitError
+from runtime.agent.units import RestartHistory, RestartPolicy, UnitError, UnitState
 
 
 def supervise(state: Path, mailbox: Path, port: int) -> subprocess.CompletedProcess[str]:
@@ -27,6 +27,11 @@ def supervise(state: Path, mailbox: Path, port: int) -> subprocess.CompletedProc
     argv += ["--host", "127.0.0.1", "--port", str(port)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False)
+
+
+def failed(machine: Machine, unit: str) -> UnitState | None:
+    state = machine.units.state(unit)
+    return state if state.state == "failed" else None
 
 
 def test_a_taken_port_is_exit_3_and_names_host_and_port(tmp_path: Path) -> None:
@@ -148,7 +153,7 @@ def test_connections_during_a_server_restart_wait_and_are_not_refused(machine: M
 def test_a_crash_loop_ends_as_failed_with_code_and_last_line(machine: Machine) -> None:
     machine.deploy("r1", "crash")
     machine.start()
-    state = wait_for(lambda: (s := machine.units.state("engine")).state == "failed" and s, "a failed engine")
+    state = wait_for(lambda: failed(machine, "engine"), "a failed engine")
     assert state.exit_code == 70
     assert state.exits == 5
     assert state.last_lines[-1] == "error: the engine fell over | hint: look at the log"
@@ -157,7 +162,7 @@ def test_a_crash_loop_ends_as_failed_with_code_and_last_line(machine: Machine) -
 def test_exit_78_is_not_tried_again(machine: Machine) -> None:
     machine.deploy("r1", "refuse")
     machine.start()
-    state = wait_for(lambda: (s := machine.units.state("engine")).state == "failed" and s, "a failed engine")
+    state = wait_for(lambda: failed(machine, "engine"), "a failed engine")
     assert (state.exit_code, state.exits) == (78, 1)
 
 
