@@ -57,7 +57,7 @@ FIELDS: tuple[FieldDoc, ...] = (
     ),
     FieldDoc("served_name", _MODEL, "Model name in the API. Default: the model's own.", "qwen"),
     FieldDoc("hub_endpoint", _MODEL, "Base URL of a Hugging Face mirror (hf: models).", "https://hub.example.org"),
-    FieldDoc("hub_token", _MODEL, "Token for gated models. Also read from HF_TOKEN. Secret.", "hf_…"),
+    FieldDoc("hub_token", _MODEL, "Token for gated models. Also read from HF_TOKEN.", "hf_…"),
     FieldDoc(
         "max_model_len",
         _ENGINE,
@@ -83,7 +83,7 @@ FIELDS: tuple[FieldDoc, ...] = (
         "8",
     ),
     FieldDoc("engine", _ENGINE, "bundled. (vllm and sglang: not yet.)", "bundled"),
-    FieldDoc("api_key", _REACH, "Your own API key, 20 or more characters. Default: a random one. Secret.", "…"),
+    FieldDoc("api_key", _REACH, "Your own API key, 20 or more characters. Default: a random one.", "…"),
     FieldDoc("endpoint", _REACH, "public or intranet (inside the VPC only).", "intranet"),
     FieldDoc(
         "egress",

@@ -18,6 +18,9 @@ from runtime.model_spec import ModelSpec
 from runtime.sizing import GIB, Machine
 
 BLOCK_SIZE = 16  # tokens per KV block
+PADDING_BLOCKS = 1  # the engine keeps block 0 for padding
+MEASURE_MARGIN = 0.9  # of the predicted cache, where the engine will measure its own
+LEN_STEP = 256  # tokens; a chosen context is a multiple
 MAX_LEN_CAP = 32768  # tokens; the context that is chosen when nobody asks for one
 MIN_LEN = 2048  # tokens; below this a chosen context is of no use
 COMFORT_LEN = 8192  # tokens that a type must hold to be chosen by itself
@@ -72,6 +75,7 @@ class Plan:
     activation_bytes: int
     fixed_bytes: int
     kv_cache_bytes: int
+    kv_cache_asked: bool  # the user set its size
     kv_bytes_per_token: int
     kv_blocks: int
     concurrency: float
@@ -84,8 +88,7 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
 
     def engine_options(self) -> EngineOptions:
-        """What the engine is told. The KV cache's size is set on CPUs and where the user set it; elsewhere
-        the engine measures."""
+        """What the engine is told. The size of the KV cache only where the user set it: else it measures."""
         return EngineOptions(
             dtype=self.dtype,
             device=self.device,
@@ -94,7 +97,7 @@ class Plan:
             tensor_parallel=self.tensor_parallel,
             quantization=self.quantization,
             gpu_memory_utilization=self.gpu_memory_utilization,
-            kv_cache_bytes=self.kv_cache_bytes if self.device == "cpu" else None,
+            kv_cache_bytes=self.kv_cache_bytes if self.kv_cache_asked else None,
             max_batched_tokens=self.max_batched_tokens if self.device == "cuda" else None,
             block_size=self.block_size,
             rope_scaling=self.rope_scaling,
@@ -162,6 +165,7 @@ def make_plan(spec: DeploymentSpec, model: ModelSpec, place: Machine | InstanceT
         activation_bytes=need.activation,
         fixed_bytes=need.fixed,
         kv_cache_bytes=max(0, draft.pool),
+        kv_cache_asked=spec.kv_cache_gib is not None,
         kv_bytes_per_token=draft.kv_bytes,
         kv_blocks=draft.blocks,
         concurrency=draft.concurrency,
@@ -310,11 +314,12 @@ class _Draft:
             self.reasons.append(f"kv_cache_gib {self.spec.kv_cache_gib:g}: only {_gib(room)} of {where} is left")
             return room
         if self.machine.gpu is None:
-            return min(sizing.cpu_pool_bytes(self.machine, asked), room)
+            return min(sizing.cpu_pool_bytes(self.need.usable - self.need.weights - self.need.fixed, asked), room)
         return room if asked is None else asked
 
     def _choose_len(self) -> None:
-        limit, fits = self.model.max_position, self.blocks * BLOCK_SIZE
+        limit = self.model.max_position
+        fits = max(0, self.blocks - PADDING_BLOCKS) * BLOCK_SIZE
         asked = self.spec.max_model_len
         if asked is not None:
             self.max_model_len = asked
@@ -322,19 +327,28 @@ class _Draft:
                 self.reasons.append(
                     f"max_model_len {asked} exceeds the model's {limit} tokens; lower it or set rope_scaling"
                 )
-            if 0 < fits < asked and self.pool:
-                self.reasons.append(f"one request of {asked} tokens does not fit: the KV cache holds {fits}")
+            if self.pool and fits < asked:
+                larger = " or set a larger kv_cache_gib" if self.machine.gpu is None else ""
+                self.reasons.append(
+                    f"one request of {asked} tokens does not fit the KV cache, which holds {fits}; "
+                    f"lower max_model_len{larger}"
+                )
             return
         least = min(limit, MIN_LEN)
-        self.max_model_len = max(1, min(limit, MAX_LEN_CAP, fits))
         if self.pool and fits < least:
             self.reasons.append(f"the KV cache would hold {fits} tokens, less than {least}")
         if fits < least:
             self.max_model_len = least
-        elif self.max_model_len == fits:
-            self.notes.append(f"max_model_len {fits} is what the KV cache holds; the model allows {limit}")
-        elif self.max_model_len < limit:
-            self.notes.append(f"max_model_len {MAX_LEN_CAP} is the default cap; the model allows {limit}")
+            return
+        safe = fits if self.spec.kv_cache_gib is not None else int(fits * MEASURE_MARGIN)
+        self.max_model_len = min(limit, MAX_LEN_CAP, max(least, safe // LEN_STEP * LEN_STEP))
+        if self.max_model_len == min(limit, MAX_LEN_CAP):
+            if limit > MAX_LEN_CAP:
+                self.notes.append(f"max_model_len {MAX_LEN_CAP} is the default cap; the model allows {limit}")
+        else:
+            self.notes.append(
+                f"max_model_len {self.max_model_len} is what the KV cache holds; the model allows {limit}"
+            )
 
     def _host_ram(self) -> int:
         machine = self.machine

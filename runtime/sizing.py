@@ -317,9 +317,10 @@ def gpu_host_ram_bytes(model: ModelSpec, tp: int) -> int:
     return GPU_HOST_BASE_BYTES + tp * (GPU_HOST_RANK_BYTES + 2 * largest_tensor_bytes(model))
 
 
-def cpu_pool_bytes(machine: Machine, asked: int | None) -> int:
-    """KV pool on a CPU: what was asked for, else a quarter of free RAM and at most 4 GiB."""
-    return asked if asked is not None else min(int(machine.free_ram_bytes * CPU_POOL_SHARE), CPU_POOL_MAX_BYTES)
+def cpu_pool_bytes(free_bytes: int, asked: int | None) -> int:
+    """KV pool on a CPU: what was asked for, else a quarter of the RAM that is free once the model is loaded,
+    and at most 4 GiB. The engine measures the same at start."""
+    return asked if asked is not None else max(0, min(int(free_bytes * CPU_POOL_SHARE), CPU_POOL_MAX_BYTES))
 
 
 def cpu_weights_bytes(model: ModelSpec, *, dtype: str) -> int:

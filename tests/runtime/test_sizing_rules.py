@@ -149,9 +149,10 @@ def test_loading_onto_gpus_needs_host_ram_for_tensors_not_for_the_model() -> Non
 
 
 def test_the_cpu_pool_is_a_quarter_of_free_ram_and_at_most_four_gib() -> None:
-    assert sizing.cpu_pool_bytes(machine(ram_gib=8), None) == 2 * GIB
-    assert sizing.cpu_pool_bytes(machine(ram_gib=64), None) == 4 * GIB
-    assert sizing.cpu_pool_bytes(machine(ram_gib=8), 3 * GIB) == 3 * GIB
+    assert sizing.cpu_pool_bytes(8 * GIB, None) == 2 * GIB
+    assert sizing.cpu_pool_bytes(64 * GIB, None) == 4 * GIB
+    assert sizing.cpu_pool_bytes(-GIB, None) == 0
+    assert sizing.cpu_pool_bytes(8 * GIB, 3 * GIB) == 3 * GIB
 
 
 def test_a_tied_embedding_lies_in_a_cpus_ram_twice() -> None:

@@ -1,0 +1,149 @@
+"""The shape of a model: from the catalog, a folder, or a hub (a real HTTP server on this machine)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from provision.catalog import MODELS
+from provision.errors import NotYetError
+from provision.model_source import ModelSourceError, model_spec_for
+from provision.spec import parse
+
+CONFIG = dict(MODELS["Qwen/Qwen2.5-7B-Instruct"].config)
+TOKEN = "hf_right"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does: config.json, 404 with X-Error-Code, 401 for a gated model without token."""
+
+    def do_GET(self) -> None:
+        if self.path == "/org/open/resolve/main/config.json":
+            self._send(200, json.dumps(CONFIG).encode())
+        elif self.path == "/org/gated/resolve/main/config.json":
+            allowed = self.headers.get("authorization") == f"Bearer {TOKEN}"
+            self._send(200 if allowed else 401, json.dumps(CONFIG).encode(), "" if allowed else "GatedRepo")
+        elif self.path.startswith("/org/open/resolve/"):
+            self._send(404, b"", "RevisionNotFound")
+        elif self.path.startswith("/org/gguf/"):
+            self._send(404, b"", "EntryNotFound")
+        elif self.path.startswith("/org/down/"):
+            self._send(503, b"")
+        elif self.path.startswith("/org/html/"):
+            self._send(200, b"<html>a login page</html>")
+        else:
+            self._send(404, b"", "RepoNotFound")
+
+    def _send(self, status: int, body: bytes, code: str = "") -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        if code:
+            self.send_header("x-error-code", code)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def failure(values: dict[str, object]) -> ModelSourceError:
+    with pytest.raises(ModelSourceError) as caught:
+        model_spec_for(parse(values))
+    return caught.value
+
+
+@pytest.mark.parametrize("model", ["demo", *MODELS, "modelscope:Qwen/QwQ-32B"])
+def test_catalog_models_need_no_network(model: str) -> None:
+    spec = parse(
+        {"model": model, **({} if model == "demo" or ":" in model else {"hub_endpoint": "http://127.0.0.1:1"})}
+    )
+    assert model_spec_for(spec).num_layers > 0
+
+
+def test_a_folder_is_read_from_its_config_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert model_spec_for(parse({"model": str(tmp_path)})).eos_token_ids == (7, 8)
+
+
+def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path: Path) -> None:
+    error = failure({"model": str(tmp_path)})
+    assert "no config.json" in (error.why or "")
+
+
+def test_a_config_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is not JSON" in failure({"model": str(tmp_path)}).what
+
+
+def test_a_model_of_another_family_is_refused_with_the_field(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"architectures": ["GPT2LMHeadModel"]}))
+    assert "architectures" in (failure({"model": str(tmp_path)}).why or "")
+
+
+def test_rope_scaling_of_the_spec_lifts_the_context() -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    spec = parse({"model": "Qwen/Qwen2.5-7B-Instruct", "rope_scaling": scaling})
+    assert model_spec_for(spec).max_position == 131072
+
+
+def test_a_hub_model_is_read_from_the_endpoint_that_the_spec_names(hub: str) -> None:
+    spec = parse({"model": "org/open", "hub_endpoint": hub})
+    assert model_spec_for(spec).num_heads == 28
+
+
+def test_the_token_opens_a_gated_model(hub: str) -> None:
+    spec = parse({"model": "org/gated", "hub_endpoint": hub, "hub_token": TOKEN})
+    assert model_spec_for(spec).num_heads == 28
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("org/gated", "gated"),
+        ("org/open@v9", "no revision 'v9'"),
+        ("org/gguf", "no config.json"),
+        ("org/nothing", "no such model"),
+        ("org/down", "HTTP 503"),
+    ],
+)
+def test_each_refusal_of_the_hub_is_said_in_words(hub: str, model: str, reason: str) -> None:
+    error = failure({"model": model, "hub_endpoint": hub})
+    assert reason in (error.why or "")
+    assert error.next_command
+
+
+def test_an_answer_that_is_not_json_is_named(hub: str) -> None:
+    assert "is not JSON" in failure({"model": "org/html", "hub_endpoint": hub}).what
+
+
+def test_a_misspelt_catalog_model_gets_a_suggestion(hub: str) -> None:
+    error = failure({"model": "Qwen/QwQ-23B", "hub_endpoint": hub})
+    assert "did you mean Qwen/QwQ-32B" in (error.why or "")
+
+
+def test_a_hub_that_cannot_be_reached_says_so_and_names_the_mirror_option() -> None:
+    error = failure({"model": "org/open", "hub_endpoint": "http://127.0.0.1:1"})
+    assert "http://127.0.0.1:1 cannot be reached" in (error.why or "")
+    assert "--hub-endpoint" in (error.next_command or "")
+
+
+def test_a_bucket_outside_the_catalog_is_not_yet_planned() -> None:
+    with pytest.raises(NotYetError):
+        model_spec_for(parse({"cloud": "aws", "model": "s3://bucket/mine"}))
