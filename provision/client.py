@@ -102,11 +102,13 @@ class OpenAIClient:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise self._broken(error, "the answer is not a chat completion") from error
 
-    def stream(self, model: str, messages: list[Message], *, max_tokens: int | None = None) -> Generator[str]:
+    def stream(
+        self, model: str, messages: list[Message], *, temperature: float, max_tokens: int | None = None
+    ) -> Generator[str]:
         """Pieces of one answer as they come. Closing the iterator stops the answer. Raises EndpointError."""
         import httpx
 
-        body = _chat_body(model, messages) | {"stream": True}
+        body = _chat_body(model, messages) | {"stream": True, "temperature": temperature}
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
         try:

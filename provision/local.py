@@ -13,22 +13,25 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from provision import process
 from provision.errors import DiskFullError, FailedError, NotRunningError, PortTakenError, StateError
 from provision.logs import last_lines, read_logs
-from provision.render import Order
 from provision.state import LocalState, list_states
 from provision.target import Access, Life, LogLine, LogQuery, Observation, ProcessView, Removal
 from runtime.deployment import encode
 from runtime.mailbox import CURRENT, STATUS, Current, Status, release_key, write_atomic
+
+if TYPE_CHECKING:
+    from provision.render import Order  # imports pydantic, which `status` must not wait for
 
 EXIT_PORT_TAKEN = 3  # of `runtime.cli supervise`
 START_TIMEOUT_S = 20.0  # the supervisor only binds a socket
 STOP_GRACE_S = 20.0  # SIGTERM to SIGKILL of the supervisor
 HOST = "127.0.0.1"
 PRICE_PER_HOUR = 0.0
-_UNIT = re.compile(r"(?:runtime\.cli|deployctl-runtime)\s+(\w+)")
+_UNIT = re.compile(r"(?:runtime\.cli|deployctl-runtime) (supervise|agent|server|engine)\b")
 MIN_FREE_BYTES = 64 * 2**20  # less than this on the state's disk cannot hold logs and status
 
 
@@ -265,7 +268,9 @@ def unit_processes(supervisor_pid: int) -> list[ProcessView]:
 def unit_name(pid: int) -> str | None:
     """ "engine" for a process that runs `runtime.cli engine …`; None for any other."""
     match = _UNIT.search(" ".join(process.arguments(pid)))
-    return match[1] if match else None
+    if match is None:
+        return None
+    return "supervisor" if match[1] == "supervise" else match[1]
 
 
 def machine_processes(state: LocalState) -> list[int]:

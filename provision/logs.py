@@ -38,7 +38,8 @@ def parse_lines(unit: str, lines: Iterable[str]) -> Iterator[LogLine]:
         if match:
             at = datetime.fromisoformat(match[1]).replace(tzinfo=UTC).timestamp()
             line = line[match.end() :]
-        yield LogLine(unit, line, at)
+        # A progress bar redraws its line with carriage returns; its last state is what counts.
+        yield LogLine(unit, line.rpartition("\r")[2], at)
 
 
 def read_logs(folder: Path, query: LogQuery, *, now: float | None = None) -> Iterator[LogLine]:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from provision.errors import NotYetError
-
 if TYPE_CHECKING:
     from provision.render import Order
 
@@ -129,14 +127,3 @@ class Target(Protocol):
     def remove(self) -> Removal:
         """Ends and deletes everything. Works on damaged and half-made state too."""
         ...
-
-
-def refuse_unbuilt(cloud: str, plan_command: str) -> None:
-    """Raises NotYetError for targets that this version can plan but not start."""
-    if cloud == "local":
-        return
-    raise NotYetError(
-        f"`deployctl up` on {cloud} is not supported yet",
-        why="this version starts deployments on this machine only (cloud: local); the plan above is real",
-        next_command=plan_command,
-    )

@@ -24,6 +24,9 @@ def chat(
     name: NameOption = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.", show_default=False)] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.", show_default=False)] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="0 = always the likeliest word; higher = more varied.")
+    ] = 0.2,
     json: JsonFlag = False,
 ) -> None:
     """Talk to the model. /reset forgets the conversation, /exit ends it, Ctrl-C stops an answer.
@@ -35,7 +38,7 @@ def chat(
     if interactive and json:
         raise UsageError("--json needs a prompt", next_command='deployctl chat --json "Hello!"')
     with OpenAIClient(access.base_url, access.api_key) as client:
-        talk = Conversation(client, access.model, system, max_tokens)
+        talk = Conversation(client, access.model, system, temperature, max_tokens)
         if interactive:
             hold_conversation(talk)
             return
@@ -50,9 +53,17 @@ def chat(
 class Conversation:
     """The turns so far. A question whose answer failed is forgotten, so that the next one starts clean."""
 
-    def __init__(self, client: OpenAIClient, model: str, system: str | None, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        client: OpenAIClient,
+        model: str,
+        system: str | None = None,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+    ) -> None:
         self._client = client
         self._model = model
+        self._temperature = temperature
         self._max_tokens = max_tokens
         self._opening = [Message("system", system)] if system else []
         self.messages: list[Message] = list(self._opening)
@@ -64,7 +75,7 @@ class Conversation:
         """Streams the answer to stdout. Ctrl-C keeps what has come so far. Raises EndpointError."""
         asked = [*self.messages, Message("user", question)]
         pieces: list[str] = []
-        stream = self._client.stream(self._model, asked, max_tokens=self._max_tokens)
+        stream = self._client.stream(self._model, asked, temperature=self._temperature, max_tokens=self._max_tokens)
         try:
             for piece in stream:
                 pieces.append(piece)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 
 from provision.cli.output import console, emit, emit_json, say
+from provision.cli.plan import plan_for
 from provision.cli.plan_view import plan_table
-from provision.cli.present import PROOF_PROMPT, ready_text
+from provision.cli.present import PROOF_PROMPT
 from provision.client import Completion, Message, OpenAIClient
 from provision.config import resolve
 from provision.errors import (
@@ -45,13 +47,13 @@ def show_plan(spec: DeploymentSpec, target: LocalTarget | None = None) -> Plan:
 
     Raises PlanError or NotYetError when it cannot be started.
     """
-    model = model_spec_for(spec)
-    machine = None
-    if not spec.is_cloud:
+    if spec.cloud == "local":
         found = detect_local(cache_root())
         free = found.free_ram_bytes + (held_memory(target.state) if target else 0)
         machine = dataclasses.replace(found, free_ram_bytes=min(free, found.ram_bytes))
-    plan = plan_deployment(spec, model, machine)
+        plan = plan_deployment(spec, model_spec_for(spec), machine)
+    else:
+        plan = plan_for(spec)
     console().print(plan_table(plan))
     say()
     refuse_unstartable(spec, plan)
@@ -205,8 +207,8 @@ def prove(access: Access) -> Completion:
     return answer
 
 
-def finish(target: LocalTarget, seen: Observation, *, model: str, took_s: float, json: bool) -> None:
-    """Proves the deployment and prints how to use it. Raises EndpointError, StoppedError."""
+def finish(target: LocalTarget, seen: Observation, *, text: Callable[[Access], str], took_s: float, json: bool) -> None:
+    """Proves the deployment and prints `text`: how to use it. Raises EndpointError, StoppedError."""
     access = target.access()
     try:
         answer = prove(access)
@@ -223,4 +225,4 @@ def finish(target: LocalTarget, seen: Observation, *, model: str, took_s: float,
     if json:
         emit_json(dataclasses.asdict(seen) | {"api_key": access.api_key, "answer": answer.text})
     else:
-        emit(ready_text(target.name, access, target=seen.target, model=model))
+        emit(text(access))

@@ -7,7 +7,7 @@ import shlex
 
 from provision.target import Access
 
-PROOF_PROMPT = "Say hello in one short sentence."
+PROOF_PROMPT = "What is the capital of France?"
 
 
 def snippet_curl(access: Access) -> str:
@@ -32,15 +32,11 @@ def snippet_python(access: Access) -> str:
     )
 
 
-def ready_text(name: str, access: Access, *, target: str, model: str) -> str:
+def ready_text(name: str, access: Access, *, model: str) -> str:
     """Endpoint, key, snippets, what to type next, and what the same command does on a cloud."""
     return "\n".join(
         [
-            f"{name} is up.",
-            "",
-            f"  endpoint  {access.base_url}",
-            f"  API key   {access.api_key}",
-            f"  model     {access.model}",
+            *access_lines(name, access),
             "",
             "From the shell:",
             _indent(snippet_curl(access)),
@@ -53,9 +49,24 @@ def ready_text(name: str, access: Access, *, target: str, model: str) -> str:
             f"  its logs    deployctl logs {name} -f",
             f"  stop it     deployctl down {name}",
             "",
-            *(cloud_text(model) if target == "local" else []),
+            *cloud_text(model),
         ]
-    ).rstrip()
+    )
+
+
+def changed_text(name: str, access: Access, release: str | None) -> str:
+    """After a redeploy: what serves now; the endpoint is the one from before."""
+    return "\n".join([*access_lines(name, access), f"  release   {release}"])
+
+
+def access_lines(name: str, access: Access) -> list[str]:
+    return [
+        f"{name} is up.",
+        "",
+        f"  endpoint  {access.base_url}",
+        f"  API key   {access.api_key}",
+        f"  model     {access.model}",
+    ]
 
 
 def cloud_text(model: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,9 +30,9 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
     loads. When it fails, the release before serves again and the exit code is 16.
     """
     from provision.cli.deploy import change, finish, wait_ready
+    from provision.cli.present import changed_text
     from provision.state import locked, this_command
 
-    began = time.monotonic()
     flagged = given.flags.get("name")
     target = find_target(one_name(name_argument, flagged if isinstance(flagged, str) else None), None)
     spec = changed_spec(target, given)
@@ -42,8 +43,10 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
         release = change(target, spec, yes=yes, command="redeploy")
         if release is None:
             say(f"nothing to change: {target.name} is as asked")
+        began = time.monotonic()
         seen = wait_ready(target, release or seen.wanted_release)
-        finish(target, seen, model=spec.model, took_s=time.monotonic() - began, json=json)
+        text = functools.partial(changed_text, spec.name, release=seen.release)
+        finish(target, seen, text=text, took_s=time.monotonic() - began, json=json)
 
 
 def changed_spec(target: LocalTarget, given: Given) -> DeploymentSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,10 +29,10 @@ def up(given: Given, name_argument: NameArgument = None, yes: YesFlag = False, j
     deployment as it is.
     """
     from provision.cli.deploy import change, finish, show_plan, start, wait_ready
+    from provision.cli.present import ready_text
     from provision.local import LocalTarget
     from provision.state import locked, open_state, this_command
 
-    began = time.monotonic()
     spec = wanted_spec(given, name_argument)
     if spec.cloud != "local":
         show_plan(spec)
@@ -50,8 +51,10 @@ def up(given: Given, name_argument: NameArgument = None, yes: YesFlag = False, j
             release = changed or seen.wanted_release
             if seen.life == "ready" and changed is None:
                 say(f"{spec.name} is up already, as asked")
+        began = time.monotonic()
         seen = wait_ready(target, release)
-        finish(target, seen, model=spec.model, took_s=time.monotonic() - began, json=json)
+        text = functools.partial(ready_text, spec.name, model=spec.model)
+        finish(target, seen, text=text, took_s=time.monotonic() - began, json=json)
 
 
 def wanted_spec(given: Given, name: str | None) -> DeploymentSpec:
