@@ -88,7 +88,10 @@ def _row(field: FieldDoc, schema: dict[str, Any]) -> str:
 def _text(node: dict[str, Any], schema: dict[str, Any]) -> str:
     """Type and bounds of one schema node in words."""
     if "anyOf" in node:
-        return " or ".join(_text(part, schema) for part in node["anyOf"] if part.get("type") != "null")
+        parts = [part for part in node["anyOf"] if part.get("type") != "null"]
+        # A list or mapping may also be text, and a time may be 0: the introduction and the help say so.
+        structured = [part for part in parts if part.get("type") in ("array", "object")]
+        return _text((structured or parts)[0], schema)
     if "$ref" in node:
         return "mapping (below)"
     if "enum" in node:

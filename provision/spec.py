@@ -120,10 +120,13 @@ def _model_text(value: str) -> str:
     return str(parse_model(value))
 
 
-List = Annotated[tuple[str, ...], BeforeValidator(split_list)]
-Cidrs = Annotated[tuple[Annotated[str, AfterValidator(check_cidr)], ...], BeforeValidator(split_list)]
-Tags = Annotated[dict[str, str], BeforeValidator(split_tags), AfterValidator(check_tags)]
-Duration = Annotated[str, BeforeValidator(normal_duration)]
+_LIST = BeforeValidator(split_list, json_schema_input_type=list[str] | str)
+_TAGS = BeforeValidator(split_tags, json_schema_input_type=dict[str, str] | list[str] | str)
+
+List = Annotated[tuple[str, ...], _LIST]
+Cidrs = Annotated[tuple[Annotated[str, AfterValidator(check_cidr)], ...], _LIST]
+Tags = Annotated[dict[str, str], _TAGS, AfterValidator(check_tags)]
+Duration = Annotated[str, BeforeValidator(normal_duration, json_schema_input_type=str | int)]
 Url = Annotated[str, AfterValidator(check_url)]
 Key = Annotated[SecretStr, AfterValidator(check_key)]
 SshKey = Annotated[str, AfterValidator(check_ssh_key)]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from provision.cli.output import JsonFlag, emit_json
+from provision.cli.output import JsonFlag, emit_json, say
 from provision.cli.spec_flags import Given, spec_options
+from provision.errors import NotYetError, PlanError
 
 if TYPE_CHECKING:
     from provision.planning import Plan
@@ -30,10 +31,9 @@ def plan(given: Given, json: JsonFlag = False) -> None:
         emit_json(_answer(resolved.spec, made))
     else:
         _print(made)
-    if not made.fits:
-        raise typer.Exit(_exit_code())
-    if not json:
         _say_next(resolved.spec, made)
+    if not made.fits:
+        raise typer.Exit(PlanError.exit_code)
 
 
 def plan_for(spec: DeploymentSpec) -> Plan:
@@ -41,10 +41,10 @@ def plan_for(spec: DeploymentSpec) -> Plan:
 
     Raises PlanError when the model's shape cannot be read, NotYetError for hosts.
     """
-    from provision.errors import NotYetError
     from provision.machine import detect_local
     from provision.model_source import model_spec_for
     from provision.planning import plan_deployment
+    from provision.state import cache_root
 
     if spec.cloud == "host":
         raise NotYetError(
@@ -52,7 +52,7 @@ def plan_for(spec: DeploymentSpec) -> Plan:
             why="machines over SSH are not looked at by this version",
             next_command=f"deployctl plan --model {spec.model}",
         )
-    return plan_deployment(spec, model_spec_for(spec), None if spec.is_cloud else detect_local())
+    return plan_deployment(spec, model_spec_for(spec), None if spec.is_cloud else detect_local(cache_root()))
 
 
 def refusal(spec: DeploymentSpec, made: Plan) -> str | None:
@@ -80,15 +80,17 @@ def _print(made: Plan) -> None:
 
 
 def _say_next(spec: DeploymentSpec, made: Plan) -> None:
-    from provision.cli.output import say
-
-    if reason := refusal(spec, made):
+    if not made.fits and made.alternatives:
+        chosen = made.alternatives[0].instance_type
+        say(f"\nnext: {_command(spec, spec.cloud)} --instance-type {chosen}")
+    elif not made.fits and spec.cloud == "local" and spec.model_ref.kind == "hf":
+        say(f"\nnext: {_command(spec, 'aws')}")
+    elif reason := refusal(spec, made):
         say("\nThe plan is real, but this version cannot start it yet:\n" + reason)
-        return
-    say("\nnext: deployctl up with the same options")
+    elif made.fits:
+        say("\nnext: deployctl up with the same options")
 
 
-def _exit_code() -> int:
-    from provision.errors import PlanError
-
-    return PlanError.exit_code
+def _command(spec: DeploymentSpec, cloud: str) -> str:
+    length = f" --max-model-len {spec.max_model_len}" if spec.max_model_len else ""
+    return f"deployctl plan --cloud {cloud} --model {spec.model.removeprefix('hf:')}{length}"
