@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -24,7 +23,7 @@ def run(release: Path, run_dir: Path, keys: Path, status: Path) -> int:
     """Serves the release in the folder `release` until SIGTERM; returns the exit status.
 
     The socket is the one passed by systemd or the supervisor (LISTEN_FDS), else a new one on the deployment's
-    host and port. 78 = the deployment cannot be read, 1 = the port is taken.
+    host and port. 78 = the deployment cannot be read, 3 = the port is taken.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -40,11 +39,8 @@ def run(release: Path, run_dir: Path, keys: Path, status: Path) -> int:
             f"error: cannot listen on {where}: {error} | hint: stop what holds it, or choose a port",
             file=sys.stderr,
         )
-        return 1
+        return 3
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the engine needs the cores
-    if deployment.engine.device == "cpu":
-        with contextlib.suppress(OSError):
-            os.nice(5)
     return _serve(listener, deployment, release, run_dir, keys, status)
 
 
@@ -62,6 +58,7 @@ def _serve(
     from runtime.server.auth import KeyRing
     from runtime.server.engine_client import EngineClient
     from runtime.server.errors import SERVER, ApiError
+    from runtime.server.http_protocol import BoundedProtocol
     from runtime.server.metrics import Metrics
     from runtime.server.model import Model
     from runtime.server.status import Readiness
@@ -91,7 +88,8 @@ def _serve(
 
     config = uvicorn.Config(
         create_app(service),
-        http="httptools",
+        http=BoundedProtocol,
+        timeout_keep_alive=60,  # longer than the pauses of a client that reuses its connection
         ws="none",
         lifespan="on",
         log_config=None,

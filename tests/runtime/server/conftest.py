@@ -43,7 +43,8 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def eos(tokenizer: Tokenizer) -> int:
-    token: int = tokenizer.token_to_id(END)
+    token = tokenizer.token_to_id(END)
+    assert token is not None
     return token
 
 

@@ -28,7 +28,7 @@ from runtime.ipc import (
     pack,
 )
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 class ScriptedEngine:

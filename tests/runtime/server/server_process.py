@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import openai
-from engine_double import ScriptedEngine, poll
+from engine_double import DEADLINE_S, ScriptedEngine, poll
 
 from runtime.deployment import ApiKey, Deployment, EngineOptions, Listen, ModelSource, Weights, encode
 from runtime.mailbox import write_atomic
@@ -105,10 +105,10 @@ class Server:
 
     def http(self, key: str | None = KEY) -> httpx.Client:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=10)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=DEADLINE_S)
 
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=10)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=DEADLINE_S)
 
     def health(self) -> httpx.Response:
         with self.http(None) as client:

@@ -38,7 +38,7 @@ def routes() -> list[tuple[str, str]]:
     app = create_app(service)
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     assert len(found) == len(app.routes), "a route that this test does not see"
-    return sorted((method, route.path) for route in found for method in route.methods)
+    return sorted((method, route.path) for route in found for method in route.methods or ())
 
 
 GUARDED = [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import openai
 import pytest
-from engine_double import poll
+from engine_double import DEADLINE_S, poll
 from server_process import MODEL, Server
 
 STREAM = {"model": MODEL, "prompt": "the", "stream": True, "max_tokens": 50}
@@ -64,7 +64,7 @@ def test_a_request_without_stream_gets_503_when_the_engine_dies(server: Server) 
     asking.start()
     server.engine.wait_for(lambda: len(server.engine.submits) == 1, "the request arrives")
     server.engine.kill()
-    asking.join(10)
+    asking.join(DEADLINE_S)
     assert answers[0].status_code == 503
     assert answers[0].headers["retry-after"] == "2"
     assert answers[0].json()["error"]["code"] == "engine_lost"
@@ -83,10 +83,12 @@ def test_without_an_engine_requests_get_503_and_are_served_again_once_it_is_back
 
 
 def test_a_silent_engine_is_a_hang_that_ends_streams_and_turns_health_to_503(server: Server) -> None:
-    server.engine.hang_after_s = 0.3
-    server.engine.heartbeat()
     with server.http() as client, client.stream("POST", "/v1/completions", json=STREAM) as stream:
-        last = list(events(stream.iter_lines()))[-1]
+        seen = events(stream.iter_lines())
+        next(seen)
+        server.engine.hang_after_s = 0.3
+        server.engine.heartbeat()
+        last = list(seen)[-1]
     assert json.loads(last)["error"]["code"] == "engine_lost"
     body = server.health().json()
     assert (server.health().status_code, body["phase"]) == (503, "serve")
@@ -145,10 +147,10 @@ def test_more_open_requests_than_the_queue_holds_get_429(server: Server) -> None
     askers = [threading.Thread(target=ask) for _ in range(17)]  # 17 · 64 > 4 running + 1024 queued
     for asker in askers:
         asker.start()
-    assert done.wait(10)
+    assert done.wait(DEADLINE_S)
     server.engine.kill()
     for asker in askers:
-        asker.join(10)
+        asker.join(DEADLINE_S)
     refused = [answer for answer in statuses if answer.status_code == 429]
     assert len(refused) == 1
     assert refused[0].headers["retry-after"] == "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -14,28 +15,28 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content":
 TEXT: dict[str, Any] = {"model": MODEL, "prompt": "the"}
 PATHS = {"chat": ("/v1/chat/completions", CHAT), "text": ("/v1/completions", TEXT)}
 
-NOT_YET: list[tuple[str, str, Any, list[Any]]] = [
-    # endpoint, field, a value that asks for something, values that ask for nothing
-    *(
-        (endpoint, field, asks, neutral)
-        for endpoint in PATHS
-        for field, asks, neutral in [
-            ("n", 2, [None, 1]),
-            ("presence_penalty", 0.5, [None, 0, 0.0]),
-            ("frequency_penalty", -1, [None, 0]),
-            ("repetition_penalty", 1.1, [None, 1, 1.0]),
-            ("length_penalty", 2, [None, 1.0]),
-            ("logit_bias", {"5": 1}, [None, {}]),
-            ("response_format", {"type": "json_object"}, [None, {"type": "text"}]),
-            ("echo", True, [None, False]),
-            ("include_stop_str_in_output", True, [None, False]),
-            ("skip_special_tokens", False, [None, True]),
-            ("use_beam_search", True, [None, False]),
-            ("priority", 1, [None, 0]),
-            ("prompt_logprobs", 1, [None]),
-            ("truncate_prompt_tokens", 5, [None]),
-        ]
-    ),
+# endpoint, field, a value that asks for something, values that ask for nothing
+NotYet = tuple[str, str, Any, list[Any]]
+
+_BOTH: list[tuple[str, Any, list[Any]]] = [
+    ("n", 2, [None, 1]),
+    ("presence_penalty", 0.5, [None, 0, 0.0]),
+    ("frequency_penalty", -1, [None, 0]),
+    ("repetition_penalty", 1.1, [None, 1, 1.0]),
+    ("length_penalty", 2, [None, 1.0]),
+    ("logit_bias", {"5": 1}, [None, {}]),
+    ("response_format", {"type": "json_object"}, [None, {"type": "text"}]),
+    ("echo", True, [None, False]),
+    ("include_stop_str_in_output", True, [None, False]),
+    ("skip_special_tokens", False, [None, True]),
+    ("use_beam_search", True, [None, False]),
+    ("priority", 1, [None, 0]),
+    ("prompt_logprobs", 1, [None]),
+    ("truncate_prompt_tokens", 5, [None]),
+]
+NOT_YET: list[NotYet] = [
+    *[("chat", *row) for row in _BOTH],
+    *[("text", *row) for row in _BOTH],
     ("chat", "logprobs", True, [None, False]),
     ("chat", "top_logprobs", 3, [None, 0]),
     ("chat", "tools", [{"type": "function"}], [None, []]),
@@ -206,3 +207,12 @@ def test_a_wrong_method_is_a_405_in_the_envelope_with_the_right_ones(client: htt
     answer = client.get("/v1/completions")
     refusal(answer, 405)
     assert answer.headers["allow"] == "POST"
+
+
+def test_a_request_head_without_end_closes_the_connection(server: Server) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        endless = b"x-filler: y\r\n" * 2**20
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            connection.sendall(endless)

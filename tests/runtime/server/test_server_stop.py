@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ _STOPS = st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3
 
 def pieces(text: str, cuts: list[int]) -> list[str]:
     borders = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    return [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(borders)]
 
 
 def run(parts: list[str], stops: list[str]) -> tuple[str, bool]:
