@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from provision.cli.app import app
 from provision.fields import FIELDS
@@ -112,9 +111,9 @@ def test_config_show_says_where_each_value_came_from(run: Run, tmp_path: Path) -
 
 def test_config_show_all_has_every_field(run: Run) -> None:
     found = run("config", "show", "--all")
-    assert [line.split()[0] for line in found.stdout.splitlines()] == [
-        name for name in json.loads(run("config", "show", "--json").stdout)
-    ]
+    assert [line.split()[0] for line in found.stdout.splitlines()] == list(
+        json.loads(run("config", "show", "--json").stdout)
+    )
 
 
 def test_config_show_never_prints_a_secret(run: Run) -> None:

@@ -238,7 +238,7 @@ def test_stored_values_hold_no_secret_field() -> None:
 
 def test_a_spec_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        parse({}).port = 1  # type: ignore[misc]
+        parse({}).port = 1
 
 
 def test_a_spec_cannot_be_built_around_the_rules() -> None:
