@@ -23,6 +23,11 @@ def stamp(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _shown(line: bytes) -> str:
+    """What a terminal would show in the end: a progress bar writes over itself with carriage returns."""
+    return line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
+
+
 class LogFile:
     """Append-only. `tail` holds the newest lines without their times."""
 
@@ -40,7 +45,7 @@ class LogFile:
         if len(self._partial) >= MAX_LINE:
             lines.append(self._partial)
             self._partial = b""
-        self._write([line.decode("utf-8", "replace").rstrip("\r") for line in lines])
+        self._write([_shown(line) for line in lines])
 
     def end(self) -> None:
         """The writer is gone: what it left without a newline is a line too."""

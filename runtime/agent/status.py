@@ -55,7 +55,7 @@ class Pace:
         first_at, first_done = self._seen[0]
         if now <= first_at or done <= first_done:
             return None
-        return round((total - done) * (now - first_at) / (done - first_done), 1)
+        return (total - done) * (now - first_at) / (done - first_done)
 
 
 class StatusBoard:
@@ -84,7 +84,7 @@ class StatusBoard:
             updated_at=time.time(),
             percent=None if done.percent is None else round(done.percent, 1),
             bytes=done.bytes,
-            eta_s=done.eta_s,
+            eta_s=None if done.eta_s is None else round(done.eta_s, 1),
             error=error,
             hint=hint,
         )

@@ -64,6 +64,7 @@ def run_worker(argv: tuple[str, ...], *, stdin: bytes = b"", report: Report, sta
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
+        env={**os.environ, "TQDM_DISABLE": "1"},  # bars are for terminals
         start_new_session=True,
     )
     try:

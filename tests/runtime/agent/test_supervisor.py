@@ -246,6 +246,14 @@ def test_each_log_line_begins_with_its_time_in_utc(tmp_path: Path) -> None:
     assert all(line.startswith(seen) and line.partition(" ")[0].endswith("Z") for line in lines)
 
 
+def test_a_progress_bar_is_one_log_line(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "unit.log")
+    log.feed(b"10 %\r50 %\r100 %\ndone\r\n")
+    log.close()
+    lines = (tmp_path / "unit.log").read_text().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == ["100 %", "done"]
+
+
 def test_a_log_is_rotated_by_size_and_one_older_file_is_kept(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "unit.log", max_bytes=1000)
     for number in range(100):
