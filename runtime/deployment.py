@@ -15,7 +15,7 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of everything that crosses a wall as JSON: frozen, and an unknown field is an error."""
 
 
-class ModelSource(Struct):
+class ModelSource(Struct, frozen=True):
     """Where the weights come from. `source` is the spec's form: `hf:org/name@rev`, `demo`, `/a/folder`, …"""
 
     source: str
@@ -23,7 +23,7 @@ class ModelSource(Struct):
     hub_endpoint: str | None = None
 
 
-class EngineOptions(Struct):
+class EngineOptions(Struct, frozen=True):
     """What the plan decided for the engine. `None` = the engine measures and chooses."""
 
     dtype: str  # "float32", "bfloat16", "float16"
@@ -41,7 +41,7 @@ class EngineOptions(Struct):
     num_threads: int | None = None  # CPU threads; None = all cores
 
 
-class Predicted(Struct):
+class Predicted(Struct, frozen=True):
     """The plan's numbers, logged beside the measured ones."""
 
     weights_bytes: int
@@ -50,12 +50,12 @@ class Predicted(Struct):
     activation_bytes: int
 
 
-class Listen(Struct):
+class Listen(Struct, frozen=True):
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
 
 
-class Deployment(Struct):
+class Deployment(Struct, frozen=True):
     """One release of one deployment."""
 
     name: str
@@ -69,7 +69,7 @@ class Deployment(Struct):
     schema: int = SCHEMA
 
 
-class ApiKey(Struct):
+class ApiKey(Struct, frozen=True):
     """One entry of `keys.json`. `sha256` is the hex digest of the key's UTF-8 bytes."""
 
     name: str
@@ -78,7 +78,7 @@ class ApiKey(Struct):
     tpm: int | None = None  # tokens per minute
 
 
-class Weights(Struct):
+class Weights(Struct, frozen=True):
     """`weights.json` in a release folder: where the agent put the model. `revision` is the resolved commit."""
 
     path: str

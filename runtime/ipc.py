@@ -41,7 +41,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     stop_token_ids: tuple[int, ...] = ()
 
 
-class Submit(Frame):
+class Submit(Frame, frozen=True):
     """A request whose prompt is tokenized. `salt` separates prefix caches (one per API key)."""
 
     id: str
@@ -50,13 +50,13 @@ class Submit(Frame):
     salt: bytes = b""
 
 
-class Abort(Frame):
+class Abort(Frame, frozen=True):
     """The client went away or a stop string was found: free the request's blocks. Unknown ids are fine."""
 
     id: str
 
 
-class Hello(Frame):
+class Hello(Frame, frozen=True):
     """First frame on every connection."""
 
     protocol: int
@@ -64,7 +64,7 @@ class Hello(Frame):
     release: str
 
 
-class Progress(Frame):
+class Progress(Frame, frozen=True):
     """How far loading is."""
 
     percent: float
@@ -72,7 +72,7 @@ class Progress(Frame):
     message: str
 
 
-class Ready(Frame):
+class Ready(Frame, frozen=True):
     """The engine takes requests. `kv_tokens` = what the KV pool holds; one request may use at most
     min(max_model_len, kv_tokens) tokens."""
 
@@ -108,14 +108,14 @@ class Stats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
     steps: int
 
 
-class Outputs(Frame):
+class Outputs(Frame, frozen=True):
     """What one step produced."""
 
     outputs: list[Output]
     stats: Stats
 
 
-class Heartbeat(Frame):
+class Heartbeat(Frame, frozen=True):
     """At least one a second while idle, one per step else. With work pending, no frame for `hang_after_s` is a hang."""
 
     stats: Stats
@@ -126,8 +126,8 @@ ToEngine = Submit | Abort
 ToServer = Hello | Progress | Ready | Outputs | Heartbeat
 
 _encoder = msgspec.msgpack.Encoder()
-_to_engine = msgspec.msgpack.Decoder(ToEngine)
-_to_server = msgspec.msgpack.Decoder(ToServer)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_to_server: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
 
 
 class FrameError(ValueError):
@@ -150,7 +150,8 @@ def decode_to_server(body: bytes) -> ToServer:
 
 def _decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     try:
-        return decoder.decode(body)
+        frame: T = decoder.decode(body)
+        return frame
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise FrameError(str(error)) from error
 

@@ -38,7 +38,7 @@ def release_key(release: str) -> str:
     return f"release/{release}/deployment.json"
 
 
-class Current(Struct):
+class Current(Struct, frozen=True):
     """`release/current.json`: what the machine should run now."""
 
     release: str
@@ -49,7 +49,7 @@ class Current(Struct):
     index_url: str | None = None
 
 
-class Status(Struct):
+class Status(Struct, frozen=True):
     """`status/status.json`: how far the machine is. `error` and `hint` are set when the phase has failed."""
 
     instance_id: str

@@ -221,7 +221,8 @@ def _moe(config: Mapping[str, Any]) -> MoeSpec:
     if config.get("decoder_sparse_step", 1) != 1:
         raise UnsupportedModelError("decoder_sparse_step", "only 1 is supported")
     return MoeSpec(
-        num_experts=_int(config, "num_experts"),
+        # transformers 5 writes num_local_experts, the published checkpoints num_experts
+        num_experts=_int(config, "num_experts" if "num_experts" in config else "num_local_experts"),
         top_k=_int(config, "num_experts_per_tok"),
         intermediate_size=_int(config, "moe_intermediate_size"),
         norm_topk_prob=bool(config.get("norm_topk_prob", False)),

@@ -1,0 +1,133 @@
+"""The engine's loop: drain commands ► plan ► run ► apply ► send. One thread, no locks.
+
+It has no try/except of its own around a step: what fails there ends the process with status 70 (runtime.engine.main),
+and the supervisor starts it again. A watchdog thread does the same to a loop that no longer moves.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+
+from runtime.engine.link import ServerGone, ServerLink
+from runtime.engine.runner import Runner
+from runtime.engine.scheduler import Row, Scheduler
+from runtime.engine.sequence import Sequence
+from runtime.ipc import Abort, FinishReason, Heartbeat, Output, Outputs, Submit, ToEngine
+from runtime.ops.sampling import INVALID
+
+IDLE_POLL_S = 1.0
+CRASHED = 70  # sysexits EX_SOFTWARE
+
+log = logging.getLogger("engine")
+
+
+class Watchdog:
+    """Ends the process when `beat` is not called for `limit_s` while a step is under way."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._deadline: float | None = None
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def begin(self) -> None:
+        self._deadline = time.monotonic() + self.limit_s
+
+    def end(self) -> None:
+        self._deadline = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self.limit_s / 4))
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
+                print(
+                    f"error: a step took over {self.limit_s:.0f} s: the engine hangs",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(CRASHED)
+
+
+class EngineLoop:
+    """Requests in, tokens out, until the process ends."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, link: ServerLink, watchdog: Watchdog) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.link = link
+        self.watchdog = watchdog
+        self._eos = frozenset(runner.model.spec.eos_token_ids)
+
+    def run(self) -> None:
+        while True:
+            self._drain()
+            if self.scheduler.has_work:
+                self.link.send(Outputs(self.step(), self.scheduler.stats()))
+            else:
+                self.link.send(Heartbeat(self.scheduler.stats(), self.watchdog.limit_s))
+
+    def step(self) -> list[Output]:
+        """Plans and runs one step; returns what it produced."""
+        self.watchdog.begin()
+        rows = self.scheduler.plan()
+        tokens = self.runner.step(rows)
+        self.scheduler.apply(rows, tokens)
+        outputs = [self._output(row) for row in rows if row.samples]
+        self.watchdog.end()
+        return outputs
+
+    def _drain(self) -> None:
+        """Takes every command that has arrived; waits for one only when there is nothing to do."""
+        wait = 0.0 if self.scheduler.has_work else IDLE_POLL_S
+        while True:
+            try:
+                frames = self.link.poll(wait)
+            except ServerGone as gone:
+                log.info("%s: %d requests aborted", gone, len(self.scheduler.running) + len(self.scheduler.waiting))
+                self.scheduler.abort_all()
+                continue
+            if not frames:
+                return
+            for frame in frames:
+                self._handle(frame)
+            wait = 0.0
+
+    def _handle(self, frame: ToEngine) -> None:
+        match frame:
+            case Submit():
+                try:
+                    self.scheduler.add(Sequence(frame.id, frame.prompt, frame.sampling, frame.salt))
+                except ValueError as error:
+                    self._refuse(frame.id, str(error))
+            case Abort():
+                self.scheduler.abort(frame.id)
+
+    def _refuse(self, request_id: str, reason: str) -> None:
+        output = Output(request_id, [], finish="error", error=reason)
+        self.link.send(Outputs([output], self.scheduler.stats()))
+
+    def _output(self, row: Row) -> Output:
+        seq = row.seq
+        token = seq.tokens[-1]
+        if token == INVALID:
+            self.scheduler.finish(seq)
+            error = "the model's output is not a number: this request cannot go on"
+            log.error("request %s: logits are not finite", seq.id)
+            return Output(seq.id, [], finish="error", error=error)
+        finish: FinishReason | None = seq.finish_reason(self._eos, self.scheduler.max_model_len)
+        if finish is not None:
+            self.scheduler.finish(seq)
+        first = seq.num_output == 1
+        return Output(
+            seq.id,
+            [token],
+            finish=finish,
+            stopped_by_token=finish == "stop",
+            cached_tokens=seq.cached_tokens if first else 0,
+        )

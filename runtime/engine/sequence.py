@@ -1,0 +1,57 @@
+"""One request as the scheduler sees it."""
+
+from __future__ import annotations
+
+from runtime.engine.blocks import chain_hash, root_hash
+from runtime.ipc import FinishReason, Sampling
+
+
+class Sequence:
+    """Tokens of a request and how many of them are in the KV cache.
+
+        tokens      |p p p p p p p p|o o o o|      prompt, then output
+        computed    |c c c c c c c c|c c c| ^      num_computed catches up with len(tokens)
+        blocks      [  7  |  2  |  9  | …         block i holds tokens [i·block_size, (i+1)·block_size)
+
+    Invariant: len(blocks)·block_size ≥ num_computed; both are 0 while the request waits.
+    """
+
+    __slots__ = (
+        "_hashes", "blocks", "cached_tokens", "id", "num_computed", "num_prompt", "sampling",
+        "sealed", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, id: str, prompt: list[int], sampling: Sampling, salt: bytes = b"") -> None:
+        self.id = id
+        self.tokens = list(prompt)
+        self.num_prompt = len(prompt)
+        self.sampling = sampling
+        self.blocks: list[int] = []
+        self.num_computed = 0
+        self.sealed = 0  # leading blocks that were offered to the prefix cache
+        self.cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
+        self._hashes = [root_hash(salt)]  # _hashes[i + 1] belongs to full block i
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    def block_hash(self, index: int, block_size: int) -> bytes:
+        """Hash of full block `index`; extends the chain as needed."""
+        while len(self._hashes) <= index + 1:
+            at = len(self._hashes) - 1
+            block = self.tokens[at * block_size : (at + 1) * block_size]
+            self._hashes.append(chain_hash(self._hashes[-1], block))
+        return self._hashes[index + 1]
+
+    def finish_reason(self, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
+        """Why the newest output token ends the request, or None."""
+        last, sampling = self.tokens[-1], self.sampling
+        if self.num_output >= sampling.min_tokens:
+            if last in sampling.stop_token_ids:
+                return "stop"
+            if last in eos_token_ids and not sampling.ignore_eos:
+                return "stop"
+        if self.num_output >= sampling.max_tokens or len(self.tokens) >= max_model_len:
+            return "length"
+        return None

@@ -1,0 +1,125 @@
+"""A Hugging Face checkpoint folder, read one tensor at a time: one safetensors file or a sharded index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from runtime.model_spec import ModelSpec
+
+# Buffers that old exporters wrote and that are computed here.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
+
+
+class CheckpointError(ValueError):
+    """The folder does not hold what its config.json promises."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError when the file is missing or is not a JSON object."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return value
+
+
+def read_model_spec(folder: Path, rope_scaling: dict[str, Any] | None = None) -> ModelSpec:
+    """ModelSpec of a folder's config.json. Raises CheckpointError or UnsupportedModelError."""
+    generation = folder / "generation_config.json"
+    return ModelSpec.from_config(
+        read_json(folder / "config.json"),
+        generation_config=read_json(generation) if generation.exists() else None,
+        rope_scaling=rope_scaling,
+    )
+
+
+class Checkpoint:
+    """Tensors by name. `take` reads one, checks its shape, and remembers that it was used.
+
+    `on_bytes` is told the size of each tensor taken, for progress.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.on_bytes: Callable[[int], None] | None = None
+        self._file_of = _index(folder)
+        self._open: dict[str, Any] = {}
+        self._left = set(self._file_of)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the checkpoint's files."""
+        return sum((self.folder / name).stat().st_size for name in set(self._file_of.values()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """One tensor in `dtype`. Raises CheckpointError when it is missing or has another shape."""
+        file = self._file_of.get(name)
+        if file is None:
+            raise CheckpointError(f"{self.folder}: tensor {name} is missing")
+        tensor: Tensor = self._handle(file).get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{file}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shape)}"
+            )
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise CheckpointError(f"{file}: tensor {name} has dtype {tensor.dtype}, which is not supported")
+        self._left.discard(name)
+        if self.on_bytes is not None:
+            self.on_bytes(tensor.nbytes)
+        return tensor.to(dtype)
+
+    def close(self, *, ignore: tuple[str, ...] = ()) -> None:
+        """Closes the files. Raises CheckpointError when a tensor was left: the model would not be what it claims."""
+        self._open.clear()
+        left = sorted(n for n in self._left if n not in ignore and not n.endswith(IGNORED_SUFFIXES))
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            raise CheckpointError(
+                f"{self.folder}: tensors that this model has no place for: {', '.join(left[:3])}{more}"
+            )
+
+    def _handle(self, file: str) -> Any:
+        if file not in self._open:
+            self._open.clear()  # one file at a time: checkpoints are stored in layer order
+            try:
+                self._open[file] = safe_open(self.folder / file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.folder / file} cannot be read: {error}") from error
+        return self._open[file]
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor name → file name."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map")
+        for file in set(weight_map.values()):
+            if Path(file).name != file:
+                raise CheckpointError(f"{index} names a file outside its folder: {file}")
+            if not (folder / file).exists():
+                raise CheckpointError(f"{folder / file} is named by the index and missing")
+        return dict(weight_map)
+    single = folder / "model.safetensors"
+    if not single.exists():
+        raise CheckpointError(f"{folder}: neither model.safetensors nor model.safetensors.index.json is there")
+    try:
+        with safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), single.name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{single} cannot be read: {error}") from error

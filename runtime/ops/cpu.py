@@ -1,0 +1,80 @@
+"""CPU ops in float32: prepacked oneDNN linear layers, and our own kernels or torch for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.ops import reference
+from runtime.ops.batch import Batch
+from runtime.ops.cpu_kernels import CpuKernels, load_library
+from runtime.ops.ops import REFERENCE, Linear, Ops
+
+# oneDNN picks the packed layout for a number of rows; measured on AVX-512 and AVX2, 128 is within noise of the
+# best at every batch size, while a layout chosen for 1 row or none is up to 7× slower elsewhere (docs/benchmarks).
+PACK_ROWS = 128
+
+
+def cpu_ops() -> Ops:
+    """Ops for float32 on a CPU: our kernels where a compiler is at hand, else torch's own ops."""
+    library = load_library()
+    if library is None:
+        return replace(REFERENCE, name="cpu-torch", pack_linear=pack_linear, attention=attention)
+    kernels = CpuKernels(library)
+    return replace(
+        REFERENCE,
+        name="cpu",
+        pack_linear=pack_linear,
+        rms_norm=kernels.rms_norm,
+        add_rms_norm=kernels.add_rms_norm,
+        silu_mul=kernels.silu_mul,
+        rope_write=kernels.rope_write,
+        attention=kernels.attention,
+    )
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """A linear layer whose weight [out, in] is stored in oneDNN's own order."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
+    run = torch.ops.mkldnn._linear_pointwise
+
+    def linear(x: Tensor) -> Tensor:
+        out: Tensor = run(x, packed, bias, "none", [], "")
+        return out
+
+    return linear
+
+
+def attention(query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tensor:
+    """Requests with one query token run as one batch; the others, which are few, one by one."""
+    decodes = [row for row, (count, _) in enumerate(batch.rows) if count == 1]
+    if len(decodes) < 2:
+        return reference.attention(query, cache, batch, scale)
+    out = torch.empty_like(query)
+    rows = torch.tensor(decodes)
+    tokens = batch.starts[:-1][rows].long()
+    contexts = batch.contexts[rows]
+    longest = int(contexts.max())
+    block_size, heads, dim = cache.shape[2:]
+    blocks = batch.tables[rows, : -(-longest // block_size)]
+    keys, values = cache[:, blocks.flatten()].view(2, len(decodes), -1, heads, dim).transpose(2, 3)
+    mask = torch.arange(keys.shape[2]) < contexts[:, None]
+    q = query[tokens].unsqueeze(2)  # [R, N, 1, D]
+    o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None, None], scale=scale, enable_gqa=True)
+    out[tokens] = o.squeeze(2)
+    if len(decodes) < len(batch.rows):
+        _prefill_rows(out, query, cache, batch, scale)
+    return out
+
+
+def _prefill_rows(out: Tensor, query: Tensor, cache: Tensor, batch: Batch, scale: float) -> None:
+    start = 0
+    for row, (count, context) in enumerate(batch.rows):
+        if count > 1:
+            one = replace(batch, rows=((count, context),), tables=batch.tables[row : row + 1])
+            span = slice(start, start + count)
+            out[span] = reference.attention(query[span], cache, one, scale)
+        start += count

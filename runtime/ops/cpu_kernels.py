@@ -1,0 +1,152 @@
+"""Builds cpu_kernels.cpp once into a content-hashed cache, and calls it. Strictly optional: no compiler, no kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runtime.ops.batch import Batch
+
+SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+BUILD_TIMEOUT_S = 120
+
+log = logging.getLogger("engine")
+
+
+def load_library() -> ctypes.CDLL | None:
+    """The built kernels; None, with one line in the log that says why, where they cannot be built or loaded."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        log.info("CPU kernels: no C++ compiler on PATH, using torch (faster with: apt-get install g++)")
+        return None
+    try:
+        return ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = error.stderr[-500:] if isinstance(error, subprocess.CalledProcessError) else error
+        log.warning("CPU kernels: not built, using torch: %s", detail)
+        return None
+
+
+def cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "deployctl" / "kernels"
+
+
+def _build(compiler: str) -> Path:
+    """The shared library for this source, compiler and CPU."""
+    digest = hashlib.sha256(SOURCE.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BUILD_TIMEOUT_S).stdout
+    for part in (" ".join(FLAGS).encode(), version, platform.machine().encode(), _cpu_features()):
+        digest.update(part)
+    library = cache_dir() / f"cpu-{digest.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built = Path(folder) / library.name
+        command = [compiler, *FLAGS, "-o", str(built), str(SOURCE)]
+        subprocess.run(command, capture_output=True, check=True, text=True, timeout=BUILD_TIMEOUT_S)
+        os.replace(built, library)  # two engines that build at once both end with a whole file
+    return library
+
+
+def _cpu_features() -> bytes:
+    """What -march=native depends on."""
+    for line in Path("/proc/cpuinfo").read_bytes().splitlines():
+        if line.startswith((b"flags", b"Features")):
+            return line
+    return b""
+
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class CpuKernels:
+    """The ops of `runtime.ops.reference` over contiguous float32 tensors."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._rms_norm = library.dc_rms_norm
+        self._rms_norm.argtypes = [_POINTER, _POINTER, _FLOAT, _POINTER, _SIZE, _SIZE]
+        self._add_rms_norm = library.dc_add_rms_norm
+        self._add_rms_norm.argtypes = [_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _SIZE, _SIZE]
+        self._silu_mul = library.dc_silu_mul
+        self._silu_mul.argtypes = [_POINTER, _POINTER, _SIZE, _SIZE]
+        self._rope_write = library.dc_rope_write
+        self._rope_write.argtypes = [_POINTER, _POINTER, _POINTER, _FLOAT, *[_POINTER] * 6, *[_SIZE] * 4]
+        self._attention = library.dc_attention
+        self._attention.argtypes = [*[_POINTER] * 7, *[_SIZE] * 6, _FLOAT]
+        for function in (self._rms_norm, self._add_rms_norm, self._silu_mul, self._rope_write, self._attention):
+            function.restype = None
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._rms_norm(x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1])
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x, residual = x.contiguous(), residual.contiguous()
+        out, total = torch.empty_like(x), torch.empty_like(x)
+        self._add_rms_norm(
+            x.data_ptr(), residual.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), total.data_ptr(),
+            x.shape[0], x.shape[1],
+        )  # fmt: skip
+        return out, total
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate_up = gate_up.contiguous()
+        tokens, inner = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(tokens, inner)
+        self._silu_mul(gate_up.data_ptr(), out.data_ptr(), tokens, inner)
+        return out
+
+    def rope_write(
+        self,
+        qkv: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        table: Tensor,
+        cache: Tensor,
+        batch: Batch,
+    ) -> Tensor:
+        qkv = qkv.contiguous()
+        tokens = qkv.shape[0]
+        kv_heads, dim = cache.shape[3:]
+        heads = qkv.shape[1] // dim - 2 * kv_heads
+        query = qkv.new_empty(tokens, heads, dim)
+        q_norm, k_norm = (norms[0].data_ptr(), norms[1].data_ptr()) if norms else (None, None)
+        keys, values = _cache_pointers(cache)
+        self._rope_write(
+            qkv.data_ptr(), q_norm, k_norm, eps, table.data_ptr(), batch.positions.data_ptr(),
+            batch.slots.data_ptr(), keys, values, query.data_ptr(), tokens, heads, kv_heads, dim,
+        )  # fmt: skip
+        return query
+
+    def attention(self, query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tensor:
+        query = query.contiguous()
+        block_size, kv_heads, dim = cache.shape[2:]
+        out = torch.empty_like(query)
+        keys, values = _cache_pointers(cache)
+        self._attention(
+            query.data_ptr(), keys, values, batch.starts.data_ptr(), batch.contexts.data_ptr(),
+            batch.tables.data_ptr(), out.data_ptr(), len(batch.rows), batch.tables.shape[1], block_size,
+            query.shape[1], kv_heads, dim, scale,
+        )  # fmt: skip
+        return out
+
+
+def _cache_pointers(cache: Tensor) -> tuple[int, int]:
+    """Addresses of the keys and of the values in a cache [2, blocks, block_size, K, D]."""
+    start = cache.data_ptr()
+    return start, start + cache.stride(0) * cache.element_size()

@@ -1,0 +1,165 @@
+"""Every op in plain torch: what the fast versions are tested against. Correct first, readable second, fast never.
+
+Shapes: T tokens, H hidden, N query heads, K key-value heads, D head size, R requests, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.model_spec import ModelSpec, RopeScaling
+from runtime.ops.batch import Batch
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension; the mean is taken in float32."""
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return weight * y.to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual)."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up for gate_up [T, 2·I] = gate | up; returns [T, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def inverse_frequencies(spec: ModelSpec) -> tuple[Tensor, float]:
+    """Rotary frequencies [D/2] in float32 and the factor on cos and sin.
+
+    Formulas: RoFormer (arXiv 2104.09864); Llama 3.1's piecewise scaling as in Meta's reference code; YaRN
+    (arXiv 2309.00071, §3.2 to 3.4).
+    """
+    dim = spec.head_dim
+    exponent = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    freq = 1.0 / (spec.rope_theta**exponent)
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return freq, 1.0
+    if scaling.kind == "linear":
+        return freq / scaling.factor, 1.0
+    if scaling.kind == "llama3":
+        return _llama3_frequencies(freq, scaling), 1.0
+    factor = scaling.attention_factor
+    return _yarn_frequencies(freq, scaling, spec), (0.1 * math.log(scaling.factor) + 1.0 if factor is None else factor)
+
+
+def _llama3_frequencies(freq: Tensor, scaling: RopeScaling) -> Tensor:
+    """Long wavelengths are divided by the factor, short ones kept, those between interpolated."""
+    wavelength = 2 * math.pi / freq
+    low = scaling.original_max_position / scaling.low_freq_factor
+    high = scaling.original_max_position / scaling.high_freq_factor
+    share = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    between = (1 - share) * freq / scaling.factor + share * freq
+    return torch.where(wavelength > low, freq / scaling.factor, torch.where(wavelength < high, freq, between))
+
+
+def _yarn_frequencies(freq: Tensor, scaling: RopeScaling, spec: ModelSpec) -> Tensor:
+    """A ramp over dimensions between interpolated (slow) and unchanged (fast) frequencies."""
+    dim = spec.head_dim
+
+    def dimension_of(rotations: float) -> float:
+        length = scaling.original_max_position / (rotations * 2 * math.pi)
+        return dim * math.log(length) / (2 * math.log(spec.rope_theta))
+
+    low = max(math.floor(dimension_of(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(scaling.beta_slow)), dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    interpolated = ramp.clamp(0, 1)
+    return freq / scaling.factor * interpolated + freq * (1 - interpolated)
+
+
+def rope_table(spec: ModelSpec, length: int) -> Tensor:
+    """cos | sin of every position, [length, D] float32."""
+    freq, factor = inverse_frequencies(spec)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * freq[None, :]
+    return torch.cat((angles.cos() * factor, angles.sin() * factor), dim=-1)
+
+
+def rope(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
+    """Rotates x [T, heads, D] by `positions` [T]; dimension i pairs with i + D/2 (the Hugging Face layout)."""
+    cos, sin = table[positions].to(x.dtype)[:, None, :].chunk(2, dim=-1)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+def write_kv(key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """Stores key and value [T, K, D] in cache [2, blocks, block_size, K, D] at `slots` [T]."""
+    flat = cache.flatten(1, 2)
+    flat[0].index_copy_(0, slots, key)
+    flat[1].index_copy_(0, slots, value)
+
+
+def rope_write(
+    qkv: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    table: Tensor,
+    cache: Tensor,
+    batch: Batch,
+) -> Tensor:
+    """From qkv [T, (N + 2K)·D] to the rotated query [T, N, D]; rotated keys and values go to the cache.
+
+    `norms` are the RMSNorm weights [D] of q and k where the family has them (Qwen3), applied before the rotation.
+    """
+    heads, dim = cache.shape[3:]
+    rows = qkv.view(qkv.shape[0], -1, dim)
+    split = rows.shape[1] - 2 * heads
+    query, key, value = rows[:, :split], rows[:, split : split + heads], rows[:, split + heads :]
+    if norms is not None:
+        query, key = rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps)
+    write_kv(rope(key, table, batch.positions), value, cache, batch.slots)
+    return rope(query, table, batch.positions)
+
+
+def attention(query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tensor:
+    """Causal attention of query [T, N, D] over the cached keys and values of its request; returns [T, N, D].
+
+    Query token i of a request with n query tokens and context c sees the first c - n + i + 1 keys.
+    """
+    flat = cache.flatten(1, 2)
+    block_size = cache.shape[2]
+    out = torch.empty_like(query)
+    start = 0
+    for row, (count, context) in enumerate(batch.rows):
+        blocks = batch.tables[row, : -(-context // block_size)].long()
+        offsets = torch.arange(block_size, device=query.device)
+        slots = (blocks[:, None] * block_size + offsets).flatten()[:context]
+        key, value = flat[:, slots].transpose(1, 2)  # [K, context, D] each
+        q = query[start : start + count].transpose(0, 1)
+        mask = None
+        if count > 1:
+            mask = torch.ones(count, context, dtype=torch.bool, device=query.device).tril(context - count)
+        o = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+        out[start : start + count] = o.transpose(0, 1)
+        start += count
+    return out
+
+
+def moe(x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int, norm_topk: bool) -> Tensor:
+    """Sparse MLP of x [T, H]: router [E, H], gate_up [E, 2·I, H], down [E, H, I]; returns [T, H].
+
+    Softmax over all experts in float32, then top-k; `norm_topk` makes the chosen weights sum to 1.
+    """
+    weights, experts = torch.topk(F.linear(x, router).float().softmax(-1), top_k, dim=-1)
+    if norm_topk:
+        weights = weights / weights.sum(-1, keepdim=True)
+    weights = weights.to(x.dtype)
+    out = torch.zeros_like(x)
+    for expert in sorted(set(experts.flatten().tolist())):
+        token, choice = (experts == expert).nonzero(as_tuple=True)
+        y = F.linear(silu_mul(F.linear(x[token], gate_up[expert])), down[expert])
+        out.index_add_(0, token, y * weights[token, choice, None])
+    return out
