@@ -67,7 +67,7 @@ class Resolved:
 def resolve(
     flags: Mapping[str, object],
     file: Path | None = None,
-    pulumi: Mapping[str, str] | None = None,
+    pulumi: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Resolved:
     """Merges the sources: flags > deploy.yaml > Pulumi config > defaults; HF_TOKEN counts where no source
@@ -165,6 +165,21 @@ def _values(loader: yaml.SafeLoader, node: yaml.Node | None, path: Path) -> dict
         found[name] = (loader.construct_object(value, deep=True), line)
     if problems:
         raise SpecError(problems)
+    return found
+
+
+def read_stack(stack: str, folder: Path | None = None) -> dict[str, object]:
+    """The keys `deployctl:*` of a Pulumi stack's file, as `resolve` takes them. Values that Pulumi has
+    encrypted are left out: only `pulumi` can read them. Raises SpecError."""
+    path = (folder or Path()) / f"Pulumi.{stack}.yaml"
+    config = read_file(path).get("config", ({}, 0))[0] or {}
+    if not isinstance(config, dict):
+        raise SpecError([Problem(str(path), "config must hold keys and values")])
+    found: dict[str, object] = {}
+    for key, value in config.items():
+        encrypted = isinstance(value, dict) and set(value) == {"secure"}
+        if str(key).startswith(f"{PULUMI_PROJECT}:") and not encrypted:
+            found[str(key)] = value
     return found
 
 

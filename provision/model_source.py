@@ -52,6 +52,8 @@ def model_spec_for(spec: DeploymentSpec) -> ModelSpec:
         raise ModelSourceError(
             f"{spec.model} cannot be served", why=str(error), next_command="deployctl plan --model demo"
         ) from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelSourceError(f"{spec.model} cannot be served", why=f"its {CONFIG} is malformed ({error})") from error
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

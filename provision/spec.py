@@ -71,7 +71,7 @@ class SpecError(errors.SpecError):
         super().__init__(
             "the spec has an error" if count == 1 else f"the spec has {count} errors",
             why="\n".join(str(problem) for problem in self.problems),
-            next_command="deployctl config schema",
+            next_command="deployctl plan --help",
         )
 
 
@@ -86,7 +86,7 @@ def nearest(value: str, valid: Iterable[str]) -> str | None:
 class RopeScalingOption(BaseModel):
     """Rotary scaling, with the key names of a Hugging Face `config.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rope_type: Literal["linear", "llama3", "yarn"]
     factor: float = Field(ge=1.0)
@@ -144,7 +144,7 @@ class DeploymentSpec(BaseModel):
     every reader sees the value that counts. `None` means that plan or target decides.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(default="llm", description=_doc("name"))
     cloud: Cloud = Field(default="local", description=_doc("cloud"))
@@ -168,7 +168,7 @@ class DeploymentSpec(BaseModel):
     max_num_seqs: Annotated[int, Field(ge=1, le=4096), NotBool] | None = Field(
         default=None, description=_doc("max_num_seqs")
     )
-    kv_cache_gib: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False), NotBool] | None = Field(
+    kv_cache_gib: Annotated[float, Field(gt=0, le=4096), NotBool] | None = Field(
         default=None, description=_doc("kv_cache_gib")
     )
     engine: Literal["bundled", "vllm", "sglang"] = Field(default="bundled", description=_doc("engine"))

@@ -21,15 +21,23 @@ app = typer.Typer(
 AllFlag = Annotated[bool, typer.Option("--all", "-a", help="Defaults too, not only what was set.")]
 
 
+StackOption = Annotated[
+    str | None, typer.Option("--stack", metavar="STACK", help="Read Pulumi.STACK.yaml of this folder too.")
+]
+
+
 @app.command()
 @spec_options
-def show(given: Given, everything: AllFlag = False, json: JsonFlag = False) -> None:
+def show(given: Given, stack: StackOption = None, everything: AllFlag = False, json: JsonFlag = False) -> None:
     """Show the spec's values and where each came from: flag, environment, deploy.yaml with its line, default.
 
     Flags win over deploy.yaml, deploy.yaml over Pulumi config, Pulumi config over defaults. Secrets are
     hidden.
     """
-    resolved = given.resolve()
+    from provision.config import find_file, read_stack, resolve
+
+    pulumi = read_stack(stack) if stack else None
+    resolved = resolve(given.flags, find_file(given.file), pulumi)
     if json:
         emit_json(_as_json(resolved))
         return

@@ -31,7 +31,7 @@ def plan_table(plan: Plan) -> RenderableType:
     parts += [Text(f"! {warning}", style="yellow") for warning in plan.warnings]
     parts += [Text(f"· {note}", style="dim") for note in plan.notes]
     if plan.alternatives:
-        parts += [Text("These types fit, cheapest first:"), _alternatives(plan.alternatives)]
+        parts += [Text("These types fit, cheapest first (prices are estimates):"), _alternatives(plan.alternatives)]
     return Group(*parts)
 
 
@@ -92,12 +92,12 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _cost_rows(cost: Cost) -> list[tuple[str, str]]:
+    if cost.usd_per_hour is None:
+        return [("cost", f"unknown: no price of {cost.items[0].name} is on file; ask the cloud's price page")]
     text = f"{money(cost.usd_per_hour)}/hour, {money(cost.usd_per_day)}/day"
     if cost.usd_until_ttl is not None:
         text += f", {money(cost.usd_until_ttl)} until the TTL ends it after {_time(cost.ttl_seconds)}"
-    rows = [("cost", f"{text} (estimate)")]
-    if cost.items[0].usd_per_hour is not None:
-        rows.append(("source", cost.items[0].source))
+    rows = [("cost", f"{text} (estimate)"), ("source", cost.items[0].source)]
     if cost.unknown:
         rows.append(("not known", ", ".join(cost.unknown)))
     return rows
@@ -105,16 +105,13 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str]]:
 
 def _alternatives(found: tuple[Alternative, ...]) -> Table:
     table = Table(box=None, padding=(0, 2))
-    for name in ("instance type", "GPUs", "tensor parallel", "requests at once", "$/hour (estimate)"):
-        table.add_column(name)
+    table.add_column("instance type", no_wrap=True)
+    table.add_column("GPUs", no_wrap=True)
+    table.add_column("at once", no_wrap=True)
+    table.add_column("$/hour", no_wrap=True)
     for item in found:
-        table.add_row(
-            item.instance_type,
-            item.gpus,
-            str(item.tensor_parallel),
-            f"{item.concurrency:.1f} of {item.max_model_len:,} tokens",
-            money(item.usd_per_hour),
-        )
+        at_once = f"{item.concurrency:.1f} × {item.max_model_len:,} tokens"
+        table.add_row(item.instance_type, item.gpus, at_once, money(item.usd_per_hour))
     return table
 
 

@@ -38,6 +38,14 @@ def test_the_seed_command_fits(run: Run) -> None:
     assert "not yet supported" in found.stderr
 
 
+def test_a_type_without_a_known_price_says_so(run: Run) -> None:
+    words = "--cloud alicloud --instance-type ecs.ebmgn8v.48xlarge --model Qwen/Qwen3-235B-A22B"
+    found = run("plan", *words.split())
+    assert found.exit_code == 0
+    assert "cost" in found.stdout
+    assert "unknown: no price of ecs.ebmgn8v.48xlarge is on file" in found.stdout
+
+
 def test_json_is_the_whole_of_stdout(run: Run) -> None:
     found = run(
         "plan", "--cloud", "aws", "--instance-type", "g6.48xlarge", "--model", "Qwen/Qwen2.5-7B-Instruct", "--json"
@@ -107,6 +115,20 @@ def test_config_show_says_where_each_value_came_from(run: Run, tmp_path: Path) -
     rows = [line.split() for line in found.stdout.splitlines()]
     assert ["max_model_len", "4096", "flag", "--max-model-len"] in rows
     assert ["port", "9000", "deploy.yaml:1"] in rows
+
+
+def test_config_show_reads_a_pulumi_stack_and_leaves_encrypted_values_to_pulumi(run: Run, tmp_path: Path) -> None:
+    text = "config:\n  aws:region: us-east-1\n  deployctl:port: 9001\n  deployctl:api_key:\n    secure: v1:abc\n"
+    (tmp_path / "Pulumi.dev.yaml").write_text(text)
+    shown = json.loads(run("config", "show", "--stack", "dev", "--json").stdout)
+    assert shown["port"] == {"value": 9001, "origin": "Pulumi config deployctl:port", "kind": "pulumi"}
+    assert shown["api_key"]["value"] is None
+
+
+def test_a_stack_without_a_file_is_named(run: Run) -> None:
+    found = run("config", "show", "--stack", "prod")
+    assert found.exit_code == 3
+    assert "Pulumi.prod.yaml: there is no such file" in found.stderr
 
 
 def test_config_show_all_has_every_field(run: Run) -> None:

@@ -97,6 +97,14 @@ def test_a_model_of_another_family_is_refused_with_the_field(tmp_path: Path) -> 
     assert "architectures" in (failure({"model": str(tmp_path)}).why or "")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"rope_scaling": [1]}, {"head_dim": "x"}, {"rms_norm_eps": {}}, {"quantization_config": [1]}]
+)
+def test_a_malformed_config_is_an_error_and_not_a_traceback(tmp_path: Path, wrong: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | wrong))
+    assert failure({"model": str(tmp_path)}).what.endswith("cannot be served")
+
+
 def test_rope_scaling_of_the_spec_lifts_the_context() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     spec = parse({"model": "Qwen/Qwen2.5-7B-Instruct", "rope_scaling": scaling})
