@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from provision.cli.output import console, emit, emit_json, say
-from provision.cli.plan import plan_for
+from provision.cli.plan import plan_for, refusal
 from provision.cli.plan_view import plan_table
 from provision.cli.present import PROOF_PROMPT
 from provision.client import Completion, Message, OpenAIClient
@@ -25,7 +25,7 @@ from provision.errors import (
 from provision.local import LocalTarget, check_disk, check_port, failure_of, held_memory
 from provision.machine import detect_local
 from provision.model_source import model_spec_for
-from provision.planning import Plan, not_yet, plan_deployment
+from provision.planning import Plan, plan_deployment
 from provision.progress import (
     format_seconds,
     is_rolled_back,
@@ -69,12 +69,8 @@ def refuse_unstartable(spec: DeploymentSpec, plan: Plan) -> None:
         raise PlanError(
             f"{spec.model} does not fit {place}", why="\n".join([*plan.reasons, *others]), next_command=command
         )
-    if problems := not_yet(spec, plan):
-        raise NotYetError(
-            "this version can plan this, but not start it",
-            why="\n".join(str(problem) for problem in problems),
-            next_command=command,
-        )
+    if reasons := refusal(spec, plan):
+        raise NotYetError("this version can plan this, but not start it", why=reasons, next_command=command)
 
 
 def plan_command(spec: DeploymentSpec) -> str:
