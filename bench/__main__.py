@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,11 +30,15 @@ WARM_UP = -1  # its repetition number: other prompts, and no part of the result
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
+    # As Ctrl-C does: the servers are in sessions of their own and would outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = run(options)
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     save(result, options.out)
     print(table(result.rows))
     return 0
@@ -41,19 +46,13 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "--peer", type=Path, default=_peer_folder(), help="vLLM's virtual environment; made if absent"
-    )
-    parser.add_argument(
-        "--model", type=Path, help="converted model folder; default: the demo model, converted once"
-    )
+    parser.add_argument("--peer", type=Path, default=_peer_folder(), help="vLLM's virtual environment; made if absent")
+    parser.add_argument("--model", type=Path, help="converted model folder; default: the demo model, converted once")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32], help="levels of concurrency")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--starts", type=int, default=3, help="how often our start is timed")
     parser.add_argument("--only", choices=[US, PEER], help="measure one endpoint; saves nothing")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files"
-    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
     return parser.parse_args(argv)
 
 
@@ -92,9 +91,7 @@ def run(options: argparse.Namespace) -> Result:
             make_row(
                 streams,
                 runs,
-                output_limit(
-                    work_of(spec), limits, prompt=PROMPT_TOKENS, output=OUTPUT_TOKENS, streams=streams
-                ),
+                output_limit(work_of(spec), limits, prompt=PROMPT_TOKENS, output=OUTPUT_TOKENS, streams=streams),
             )
             for streams in options.streams
         ],
@@ -102,17 +99,13 @@ def run(options: argparse.Namespace) -> Result:
     )
 
 
-def all_runs(
-    endpoints: Sequence[Endpoint], options: argparse.Namespace, model: Path, work: Path
-) -> Iterator[Run]:
+def all_runs(endpoints: Sequence[Endpoint], options: argparse.Namespace, model: Path, work: Path) -> Iterator[Run]:
     """Who comes first changes with every repetition, so that neither always follows the other's heat."""
     for repetition in (WARM_UP, *range(options.repetitions)):
         for streams in options.streams:
             for endpoint in endpoints if repetition % 2 else endpoints[::-1]:
                 idle = next((other for other in endpoints if other is not endpoint), None)
-                found = measure(
-                    endpoint, idle, options.peer, model, work, streams=streams, repetition=repetition
-                )
+                found = measure(endpoint, idle, options.peer, model, work, streams=streams, repetition=repetition)
                 label = "warm-up" if repetition == WARM_UP else f"{repetition + 1}/{options.repetitions}"
                 speed = f"{found.output_tokens_s:7.1f} tok/s"
                 say(f"{label:>8}  {streams:>3} streams  {endpoint.name:<9}  {speed}")

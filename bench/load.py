@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.servers import MODEL, BenchError, Endpoint, peer_environment
+from bench.servers import MODEL, BenchError, Endpoint, peer_environment, tail
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
@@ -38,9 +38,7 @@ def requests_for(streams: int) -> int:
     return {1: 8, 8: 32, 32: 96}.get(streams, max(8, 4 * streams))
 
 
-def command(
-    endpoint: Endpoint, peer: Path, model: Path, *, streams: int, requests: int, seed: int
-) -> list[str]:
+def command(endpoint: Endpoint, peer: Path, model: Path, *, streams: int, requests: int, seed: int) -> list[str]:
     """The load generator's command line, without the name of its result file."""
     return [
         *(str(peer / "bin" / "vllm"), "bench", "serve", "--backend", "openai", "--base-url", endpoint.url),
@@ -67,9 +65,7 @@ def measure(
     """
     requests = requests_for(streams)
     result = work / f"{endpoint.name}-{streams}-{repetition}.json"
-    words = command(
-        endpoint, peer, model, streams=streams, requests=requests, seed=1000 * streams + repetition
-    )
+    words = command(endpoint, peer, model, streams=streams, requests=requests, seed=1000 * streams + repetition)
     before = idle.cpu_seconds() if idle else 0.0
     done = subprocess.run(
         [*words, "--save-result", "--result-dir", str(work), "--result-filename", result.name],
@@ -81,11 +77,13 @@ def measure(
         check=False,
     )
     if done.returncode or not result.exists():
-        raise BenchError(
-            f"the load generator failed on {endpoint.name}:\n{(done.stdout + done.stderr)[-2000:]}"
-        )
+        raise BenchError(f"the load generator failed on {endpoint.name}:\n{(done.stdout + done.stderr)[-2000:]}")
     idle_cpu_s = idle.cpu_seconds() - before if idle else 0.0
-    return read_run(json.loads(result.read_text()), endpoint.name, streams, repetition, requests, idle_cpu_s)
+    found = json.loads(result.read_text())
+    try:
+        return read_run(found, endpoint.name, streams, repetition, requests, idle_cpu_s)
+    except BenchError as error:
+        raise BenchError(f"{error}; the end of its log:\n{tail(endpoint.log)}") from None
 
 
 def read_run(

@@ -21,9 +21,7 @@ def default_folder() -> Path:
 
 
 def is_made(folder: Path) -> bool:
-    return (folder / "bin" / "vllm").exists() and any(
-        folder.glob("lib/python3*/site-packages/vllm-*.dist-info")
-    )
+    return (folder / "bin" / "vllm").exists() and any(folder.glob("lib/python3*/site-packages/vllm-*.dist-info"))
 
 
 def make_peer(folder: Path) -> None:

@@ -122,9 +122,7 @@ def markdown(result: Result) -> str:
     )
     idle = max(run.idle_cpu_s / run.duration_s for run in result.runs)
     is_quiet = machine.load_before <= QUIET_LOAD
-    noise = (
-        f"\n**Not a quiet machine** (load average {machine.load_before} before the run): read ratios only.\n"
-    )
+    noise = f"\n**Not a quiet machine** (load average {machine.load_before} before the run): read ratios only.\n"
     return f"""# Demo model on the CPU, {result.date}
 
 SmolLM2-135M-Instruct in fp32; random prompts of {PROMPT_TOKENS} tokens, {OUTPUT_TOKENS} tokens out, greedy,

@@ -13,7 +13,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 import httpx
 
@@ -73,9 +72,11 @@ class Endpoint:
                 )
                 for command in self.commands
             ]
-        while not self._answers():
-            self._check_alive(started)
-            time.sleep(0.05)
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with httpx.Client(base_url=self.url, headers=headers, timeout=60) as client:
+            while not self._answers(client):
+                self._check_alive(started)
+                time.sleep(0.05)
         self.first_token_s = time.monotonic() - started
 
     def stop(self) -> None:
@@ -92,13 +93,12 @@ class Endpoint:
     def cpu_seconds(self) -> float:
         return sum(cpu_seconds(process.pid) for process in self.processes)
 
-    def _answers(self) -> bool:
+    def _answers(self, client: httpx.Client) -> bool:
         body = {"model": MODEL, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
-        headers = {"Authorization": f"Bearer {self.key}"}
         try:
-            if httpx.get(f"{self.url}/health", timeout=5).status_code != 200:
+            if client.get("/health").status_code != 200:
                 return False
-            answer = httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=60)
+            answer = client.post("/v1/completions", json=body)
         except httpx.TransportError:
             return False
         if answer.status_code == 503:
@@ -110,9 +110,9 @@ class Endpoint:
     def _check_alive(self, started: float) -> None:
         for process in self.processes:
             if process.poll() is not None:
-                raise BenchError(f"{self.name} ended with status {process.returncode}:\n{_tail(self.log)}")
+                raise BenchError(f"{self.name} ended with status {process.returncode}:\n{tail(self.log)}")
         if time.monotonic() - started > START_TIMEOUT_S:
-            raise BenchError(f"{self.name} gave no token in {START_TIMEOUT_S:.0f} s:\n{_tail(self.log)}")
+            raise BenchError(f"{self.name} gave no token in {START_TIMEOUT_S:.0f} s:\n{tail(self.log)}")
 
 
 def our_endpoint(model: Path, work: Path) -> Endpoint:
@@ -196,7 +196,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _tail(log: Path) -> str:
-    file: TextIO
+def tail(log: Path) -> str:
+    """The last lines of a log, for an error."""
     with log.open(errors="replace") as file:
         return "".join(file.readlines()[-15:])
