@@ -32,7 +32,7 @@ types: env-dev ## mypy, strict
 	$(BIN)/mypy
 
 bench: env-dev ## this endpoint and vLLM side by side (see docs/benchmarks/README.md)
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(ARGS)
 
 gpu-check: ## the tests that need an NVIDIA GPU; says so when there is none
 	@if nvidia-smi -L >/dev/null 2>&1; then \
