@@ -32,7 +32,8 @@ def bound_argv(argv: tuple[str, ...], listen_fd: int | None = None) -> list[str]
 
 def main(args: list[str]) -> int:
     parent, fd, argv = int(args[0]), int(args[1]), args[2:]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) != 0:
+        print("warning: prctl is refused here: this process may outlive its parent", file=sys.stderr)
     if os.getppid() != parent:  # it died before prctl: no signal will come
         return EXIT_ORPHANED
     if fd != NO_SOCKET:

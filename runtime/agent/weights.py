@@ -201,7 +201,7 @@ def _prepare_demo(caches: Caches, report: Report, converter: tuple[str, ...]) ->
     caches.models.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(caches.models / ".demo.lock", report):
         if not folder.exists():
-            for leftover in caches.models.glob("demo-*.part"):  # of a run that was killed; the lock is ours
+            for leftover in caches.models.glob("*demo-*.part*"):  # of a run that was killed; the lock is ours
                 shutil.rmtree(leftover)
             part = folder.with_name(folder.name + ".part")
             try:

@@ -4,7 +4,7 @@
     python scripted.py server RELEASE RUN             python scripted.py engine RELEASE RUN
 
 What the engine does is written in the deployment's served name: `ok`, `slow` (percent moves until the file `go` is
-in the release folder), `refuse` (exit 78), `crash` (exit 70).
+in the release folder), `stuck` (the same, but the percent stays), `refuse` (exit 78), `crash` (exit 70).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import socketserver
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def agent(state: Path, mailbox: Path) -> int:
     def free_bytes(_: Path) -> int:
         return 1000 if full.exists() else 2**40
 
-    return run(state, mailbox, Settings(poll_s=0.05, probe_s=0.1, retry_s=0.1, free_bytes=free_bytes))
+    patience = float(os.environ.get("SCRIPTED_PATIENCE_S", "60"))
+    times = Settings(poll_s=0.05, probe_s=0.1, retry_s=0.1, no_progress_s=patience, hang_s=patience)
+    return run(state, mailbox, replace(times, free_bytes=free_bytes))
 
 
 def server(_release: str, run_dir: str) -> int:
@@ -108,8 +111,8 @@ def engine(release: str, run_dir: str) -> int:
     percent = 0.0
     while True:
         client, _ = listener.accept()
-        ready = behaviour != "slow" or (folder / "go").exists()
-        percent = min(99.0, percent + 1)
+        ready = behaviour == "ok" or (folder / "go").exists()
+        percent = min(99.0, percent + 1) if behaviour == "slow" else 7.0
         client.sendall(json.dumps({"ready": ready, "phase": "load", "percent": percent}).encode())
         client.close()
 

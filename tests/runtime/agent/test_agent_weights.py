@@ -307,10 +307,13 @@ def test_a_conversion_that_was_killed_begins_again_from_a_clean_folder(caches: C
     leftover = demo_folder(caches).with_name(demo_folder(caches).name + ".part")
     leftover.mkdir(parents=True)
     (leftover / "half").touch()
+    converters_own = leftover.with_name(f".{leftover.name}.x7f")
+    converters_own.mkdir()
     (caches.models / "go").touch()
     weights = prepare_weights(DEMO, caches, nothing, converter=QUICK)
     assert not (Path(weights.path) / "half").exists()
     assert not leftover.exists()
+    assert not converters_own.exists()
 
 
 def test_a_failed_conversion_leaves_nothing_and_says_the_last_line(caches: Caches) -> None:
