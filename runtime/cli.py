@@ -18,14 +18,10 @@ from pathlib import Path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="deployctl-runtime", description="Machine-side commands of deployctl."
-    )
+    parser = argparse.ArgumentParser(prog="deployctl-runtime", description="Machine-side commands of deployctl.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    supervise = commands.add_parser(
-        "supervise", help="own the port and keep agent, server and engine running"
-    )
+    supervise = commands.add_parser("supervise", help="own the port and keep agent, server and engine running")
     _add_place(supervise)
     supervise.add_argument("--host", required=True, help="address to listen on")
     supervise.add_argument("--port", required=True, type=_port, help="TCP port; 0 lets the kernel choose")
@@ -33,9 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     agent = commands.add_parser("agent", help="bring the mailbox's current release up and watch it")
     _add_place(agent)
 
-    server = commands.add_parser(
-        "server", help="the OpenAI API, on the socket of LISTEN_FDS or of deployment.json"
-    )
+    server = commands.add_parser("server", help="the OpenAI API, on the socket of LISTEN_FDS or of deployment.json")
     _add_release(server)
     server.add_argument("--keys", required=True, type=Path, help="keys.json")
     server.add_argument("--status", required=True, type=Path, help="status.json")
