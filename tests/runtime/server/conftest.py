@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,7 @@ def make_server(tokenizer: Tokenizer, eos: int, model_folder: Path) -> Iterator[
         server.engine.kill()
         if hasattr(server, "process"):
             server.stop()
+        shutil.rmtree(server.root)
 
 
 @pytest.fixture(scope="module")
