@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.model.checkpoint import Checkpoint
+from runtime.model.rope import rope_table
 from runtime.model_spec import ModelSpec, MoeSpec
 from runtime.ops.batch import Batch
 from runtime.ops.ops import Linear, Ops
-from runtime.ops.reference import rope_table
 
 Mlp = Callable[[Tensor], Tensor]
 

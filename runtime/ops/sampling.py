@@ -79,5 +79,5 @@ def _keep_top(logits: Tensor, rows: list[SamplingRow], top_p: Tensor) -> Tensor:
     ordered = ordered.masked_fill(torch.arange(vocab, device=logits.device) >= limit, -torch.inf)
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability  # mass of the tokens ahead; the first always stays
-    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1), -torch.inf)
+    ordered = ordered.masked_fill((before >= top_p) & (before > 0) & (top_p < 1), -torch.inf)
     return torch.empty_like(logits).scatter_(-1, order, ordered)

@@ -1,0 +1,165 @@
+"""The C++ kernels compute what the plain-torch reference computes."""
+
+import shutil
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.ops import cpu, cpu_kernels, reference
+from runtime.ops.batch import Batch
+from runtime.ops.cpu_kernels import CpuKernels
+
+EPS = 1e-5
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("no C++ compiler on PATH")
+    library = cpu_kernels.load_library()
+    assert library is not None, "a compiler is there, so the kernels must build"
+    return CpuKernels(library)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def make_batch(rows: list[tuple[int, int]], block_size: int) -> tuple[Batch, int]:
+    """A batch whose requests own shuffled blocks; also the number of blocks."""
+    widths = [-(-context // block_size) for _, context in rows]
+    blocks = (torch.randperm(sum(widths)) + 1).tolist()
+    starts = [0, *accumulate(count for count, _ in rows)]
+    tables = torch.zeros(len(rows), max(widths), dtype=torch.int32)
+    positions: list[int] = []
+    slots: list[int] = []
+    for index, (count, context) in enumerate(rows):
+        own = [blocks.pop() for _ in range(widths[index])]
+        tables[index, : len(own)] = torch.tensor(own)
+        for position in range(context - count, context):
+            positions.append(position)
+            slots.append(own[position // block_size] * block_size + position % block_size)
+    batch = Batch(
+        tokens=torch.zeros(starts[-1], dtype=torch.int64),
+        positions=torch.tensor(positions),
+        slots=torch.tensor(slots),
+        starts=torch.tensor(starts, dtype=torch.int32),
+        contexts=torch.tensor([context for _, context in rows], dtype=torch.int32),
+        tables=tables,
+        samples=torch.tensor(starts[1:]) - 1,
+        rows=tuple(rows),
+    )
+    return batch, sum(widths) + 1
+
+
+@pytest.mark.parametrize("shape", [(1, 576), (5, 64), (300, 130), (2, 7)])
+def test_rms_norm_equals_the_reference(kernels: CpuKernels, shape: tuple[int, int]) -> None:
+    x, weight = torch.randn(shape), torch.randn(shape[1])
+    torch.testing.assert_close(kernels.rms_norm(x, weight, EPS), reference.rms_norm(x, weight, EPS))
+
+
+@pytest.mark.parametrize("shape", [(1, 576), (300, 130)])
+def test_add_rms_norm_equals_the_reference(kernels: CpuKernels, shape: tuple[int, int]) -> None:
+    x, residual, weight = torch.randn(shape), torch.randn(shape), torch.randn(shape[1])
+    for got, want in zip(
+        kernels.add_rms_norm(x, residual, weight, EPS), reference.add_rms_norm(x, residual, weight, EPS), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("shape", [(1, 3072), (40, 2 * 37)])
+def test_silu_mul_equals_the_reference_up_to_its_extremes(kernels: CpuKernels, shape: tuple[int, int]) -> None:
+    gate_up = torch.randn(shape) * 10
+    gate_up[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -88.5])
+    torch.testing.assert_close(kernels.silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 32), (8, 2, 20)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_write_equals_the_reference(
+    kernels: CpuKernels, heads: int, kv_heads: int, dim: int, normed: bool
+) -> None:
+    batch, blocks = make_batch([(1, 9), (7, 7), (5, 21)], 4)
+    qkv = torch.randn(13, (heads + 2 * kv_heads) * dim)
+    table = torch.randn(64, dim)
+    norms = (torch.randn(dim), torch.randn(dim)) if normed else None
+    caches = [torch.zeros(2, blocks, 4, kv_heads, dim) for _ in range(2)]
+    got = kernels.rope_write(qkv, norms, EPS, table, caches[0], batch)
+    want = reference.rope_write(qkv, norms, EPS, table, caches[1], batch)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(caches[0], caches[1])
+
+
+ROWS = [
+    [(1, 1)],
+    [(1, 200)],
+    [(1, 17), (1, 16), (1, 15), (1, 300)],
+    [(40, 40), (1, 33), (5, 70), (33, 333), (2, 2)],
+]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 32), (16, 2, 20)])
+@pytest.mark.parametrize("block_size", [16, 4, 32])
+def test_attention_equals_the_reference(
+    kernels: CpuKernels, rows: list[tuple[int, int]], heads: int, kv_heads: int, dim: int, block_size: int
+) -> None:
+    batch, blocks = make_batch(rows, block_size)
+    cache = torch.randn(2, blocks, block_size, kv_heads, dim)
+    query = torch.randn(sum(count for count, _ in rows), heads, dim)
+    want = reference.attention(query, cache, batch, dim**-0.5)
+    torch.testing.assert_close(kernels.attention(query, cache, batch, dim**-0.5), want, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(cpu.attention(query, cache, batch, dim**-0.5), want, rtol=2e-5, atol=2e-5)
+
+
+def test_attention_is_exact_where_one_score_dwarfs_the_others(kernels: CpuKernels) -> None:
+    batch, blocks = make_batch([(1, 40)], 16)
+    cache = torch.randn(2, blocks, 16, 2, 32)
+    query = torch.randn(1, 4, 32) * 500
+    want = reference.attention(query, cache, batch, 1.0)
+    torch.testing.assert_close(kernels.attention(query, cache, batch, 1.0), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_key_that_is_not_a_number_shows_in_the_output(kernels: CpuKernels) -> None:
+    batch, blocks = make_batch([(1, 20)], 16)
+    cache = torch.randn(2, blocks, 16, 1, 32)
+    cache[0, batch.tables[0, 0], 3] = float("nan")
+    assert kernels.attention(torch.randn(1, 2, 32), cache, batch, 1.0).isnan().any()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 130])
+def test_a_packed_linear_layer_equals_the_plain_one(tokens: int) -> None:
+    weight, bias, x = torch.randn(70, 33), torch.randn(70), torch.randn(tokens, 33)
+    torch.testing.assert_close(cpu.pack_linear(weight, bias)(x), x @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ops = cpu.cpu_ops()
+    assert ops.name == "cpu-torch"
+    assert ops.attention is cpu.attention
+
+
+def test_a_compiler_that_fails_is_not_fatal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho nonsense >&2; exit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cpu_kernels.load_library() is None
+
+
+def test_rows_of_a_batch_do_not_see_each_other(kernels: CpuKernels) -> None:
+    batch, blocks = make_batch([(3, 30), (4, 50)], 16)
+    cache = torch.randn(2, blocks, 16, 2, 32)
+    query = torch.randn(7, 4, 32)
+    together = kernels.attention(query, cache, batch, 0.2)
+    second = replace(
+        batch, starts=torch.tensor([0, 4], dtype=torch.int32), contexts=batch.contexts[1:],
+        tables=batch.tables[1:].contiguous(), rows=batch.rows[1:],
+    )  # fmt: skip
+    assert torch.equal(kernels.attention(query[3:], cache, second, 0.2), together[3:])

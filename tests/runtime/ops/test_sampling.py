@@ -1,0 +1,91 @@
+"""Sampling: stateless, exact at its edges, and distributed as it says."""
+
+import pytest
+import torch
+
+from runtime.ops.sampling import INVALID, SamplingRow, sample, uniform
+
+
+def row(temperature: float = 1.0, *, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 0,
+        position: int = 0, banned: tuple[int, ...] = ()) -> SamplingRow:  # fmt: skip
+    return SamplingRow(temperature, top_p, top_k, min_p, seed, position, banned)
+
+
+def draws(logits: list[float], rows: list[SamplingRow]) -> list[int]:
+    return sample(torch.tensor([logits] * len(rows)), rows)
+
+
+def test_temperature_zero_is_the_largest_logit() -> None:
+    assert draws([0.0, 3.0, 2.0], [row(0.0)]) == [1]
+
+
+def test_a_draw_is_a_function_of_seed_and_position_alone() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, 500)
+    rows = [row(seed=i, position=10 * i) for i in range(6)]
+    together = sample(logits.clone(), rows)
+    alone = [sample(logits[i : i + 1].clone(), [rows[i]])[0] for i in range(6)]
+    assert together == alone
+
+
+def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
+    values = torch.tensor([uniform(7, i) for i in range(20_000)], dtype=torch.float64)
+    counts = torch.histc(values, bins=20, min=0, max=1)
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert float(((counts - 1000) ** 2 / 1000).sum()) < 45  # chi-square, 19 degrees of freedom, p ≈ 0.001
+
+
+def test_draws_follow_the_softmax() -> None:
+    logits = [0.0, 1.0, 2.0, -1.0]
+    picks = draws(logits, [row(seed=3, position=i) for i in range(20_000)])
+    expected = torch.tensor(logits).softmax(-1)
+    observed = torch.bincount(torch.tensor(picks), minlength=4) / len(picks)
+    assert torch.allclose(observed, expected, atol=0.01)
+
+
+def test_top_k_keeps_the_k_largest() -> None:
+    picks = draws([0.0, 1.0, 2.0, 1.5], [row(top_k=2, position=i) for i in range(500)])
+    assert set(picks) == {2, 3}
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    picks = draws(probabilities.log().tolist(), [row(top_p=0.75, position=i) for i in range(500)])
+    assert set(picks) == {0, 1}
+
+
+def test_top_p_zero_keeps_the_best_token() -> None:
+    assert set(draws([0.0, 1.0, 2.0], [row(top_p=0.0, position=i) for i in range(100)])) == {2}
+
+
+def test_min_p_drops_tokens_far_below_the_best() -> None:
+    probabilities = torch.tensor([0.6, 0.3, 0.1])
+    picks = draws(probabilities.log().tolist(), [row(min_p=0.4, position=i) for i in range(500)])
+    assert set(picks) == {0, 1}
+
+
+def test_a_row_with_filters_does_not_change_its_neighbours() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(2, 300)
+    plain = row(seed=5, position=9)
+    alone = sample(logits[:1].clone(), [plain])
+    beside = sample(logits.clone(), [plain, row(0.7, top_k=3, top_p=0.5, min_p=0.1)])
+    assert beside[0] == alone[0]
+
+
+def test_a_banned_token_is_never_chosen() -> None:
+    assert draws([9.0, 1.0], [row(0.0, banned=(0,))]) == [1]
+    assert set(draws([9.0, 1.0, 1.0], [row(position=i, banned=(0,)) for i in range(50)])) <= {1, 2}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_reported_and_spare_the_neighbour(temperature: float) -> None:
+    logits = torch.tensor([[0.0, float("nan")], [0.0, 5.0]])
+    assert sample(logits, [row(temperature), row(0.0)]) == [INVALID, 1]
+
+
+def test_masked_tokens_are_not_drawn_at_the_end_of_the_distribution() -> None:
+    logits = [0.0] * 10 + [-torch.inf] * 10
+    picks = draws(logits, [row(seed=s, position=s) for s in range(2000)])
+    assert max(picks) < 10
