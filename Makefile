@@ -14,6 +14,7 @@ help: ## this list
 
 up: env-up ## set up, then an OpenAI endpoint on localhost from a real model
 	@$(BIN)/deployctl up $(NAME) --model demo $(if $(PORT),--port $(PORT)) --yes
+	@echo; echo "deployctl is $(BIN)/deployctl; to have it on your PATH: . $(BIN)/activate" >&2
 
 down: env-up ## stop that endpoint and prove that nothing of it is left
 	@$(BIN)/deployctl down $(NAME)
