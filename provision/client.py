@@ -86,21 +86,29 @@ class OpenAIClient:
 
     def complete(self, model: str, messages: list[Message], *, max_tokens: int) -> Completion:
         """One greedy answer. Raises EndpointError."""
+        body = _chat_body(model, messages) | {"max_tokens": max_tokens, "temperature": 0}
+        return self._ask("chat/completions", body)
+
+    def continue_text(self, model: str, prompt: str, *, max_tokens: int) -> Completion:
+        """What greedily follows `prompt`, without a chat template. Raises EndpointError."""
+        body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        return self._ask("completions", body)
+
+    def _ask(self, route: str, body: dict[str, Any]) -> Completion:
         import httpx
 
-        body = _chat_body(model, messages) | {"max_tokens": max_tokens, "temperature": 0}
         try:
-            response = self._http.post(f"{self.base_url}/chat/completions", json=body)
+            response = self._http.post(f"{self.base_url}/{route}", json=body)
         except httpx.HTTPError as error:
             raise self._broken(error) from error
         self._refuse_status(response)
         try:
             answer = response.json()
-            usage = answer["usage"]
-            text = answer["choices"][0]["message"]["content"] or ""
-            return Completion(text, usage["prompt_tokens"], usage["completion_tokens"])
+            choice, usage = answer["choices"][0], answer["usage"]
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
+            return Completion(text or "", usage["prompt_tokens"], usage["completion_tokens"])
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise self._broken(error, "the answer is not a chat completion") from error
+            raise self._broken(error, "the answer is not a completion") from error
 
     def stream(
         self, model: str, messages: list[Message], *, temperature: float, max_tokens: int | None = None

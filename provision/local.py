@@ -97,8 +97,8 @@ class LocalTarget:
         deployment, key = self.state.deployment(), self.state.api_key()
         if deployment is None or key is None or self.state.running_supervisor() is None:
             raise NotRunningError(f"{self.name} is not running", next_command=f"deployctl up --name {self.name}")
-        listen = deployment.listen
-        return Access(f"http://{listen.host}:{listen.port}/v1", key, deployment.model.served_name)
+        base_url = f"http://{deployment.listen.host}:{deployment.listen.port}/v1"
+        return Access(base_url, key, deployment.model.served_name, deployment.engine.max_model_len)
 
     def logs(self, query: LogQuery) -> Iterator[LogLine]:
         return read_logs(self.state.logs_dir, query)

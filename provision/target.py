@@ -55,6 +55,7 @@ class Access:
     base_url: str
     api_key: str
     model: str
+    max_model_len: int  # tokens, prompt and output of one request
 
 
 @dataclass(frozen=True, slots=True)

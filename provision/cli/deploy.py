@@ -39,6 +39,7 @@ from provision.state import cache_root, make_api_key
 from provision.target import Access, Observation
 
 PROOF_TOKENS = 32
+CHAT_PROOF_LEN = 256  # tokens; below this a chat template with its system message may not fit
 FIXED = ("name", "cloud", "host", "port")  # what the supervisor holds for its life
 
 
@@ -197,8 +198,12 @@ def wait_ready(target: LocalTarget, release: str) -> Observation:
 def prove(access: Access) -> Completion:
     """One real completion with the key through the public route. Raises EndpointError."""
     with OpenAIClient(access.base_url, access.api_key) as client:
-        answer = client.complete(access.model, [Message("user", PROOF_PROMPT)], max_tokens=PROOF_TOKENS)
-    if not answer.text.strip() or answer.completion_tokens < 1:
+        if access.max_model_len < CHAT_PROOF_LEN:
+            answer = client.continue_text(access.model, PROOF_PROMPT, max_tokens=4)
+        else:
+            question = [Message("user", PROOF_PROMPT)]
+            answer = client.complete(access.model, question, max_tokens=PROOF_TOKENS)
+    if answer.completion_tokens < 1:
         raise EndpointError("the endpoint answered with nothing", next_command="deployctl logs --engine")
     return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def endpoint(
     """
     access = find_target(name, name_option).access()
     if json:
-        emit_json({"base_url": access.base_url, "api_key": access.api_key, "model": access.model})
+        emit_json(dataclasses.asdict(access))
     elif env:
         emit(env_lines(access))
     else:
