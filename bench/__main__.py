@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.limits import Limits, output_limit, work_of
-from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS, Run, measure
+from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS, WARM_UP, Run, measure
 from bench.machine import describe_machine, our_versions
 from bench.peer import VERSION, default_folder, is_made, make_peer
 from bench.report import PEER, US, Result, make_row, markdown, table
@@ -25,7 +25,6 @@ from bench.servers import BenchError, Endpoint, our_endpoint, vllm_endpoint
 from runtime.model_spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-WARM_UP = -1  # its repetition number: other prompts, and no part of the result
 
 
 def main(argv: list[str]) -> int:

@@ -13,6 +13,7 @@ from bench.servers import MODEL, BenchError, Endpoint, peer_environment, tail
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
 RUN_TIMEOUT_S = 900
+WARM_UP = -1  # its repetition number: a short run with prompts of its own, and no part of the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def measure(
 
     Raises BenchError when a request fails or an answer is not as long as asked.
     """
-    requests = requests_for(streams)
+    requests = streams + 1 if repetition == WARM_UP else requests_for(streams)
     result = work / f"{endpoint.name}-{streams}-{repetition}.json"
     words = command(endpoint, peer, model, streams=streams, requests=requests, seed=1000 * streams + repetition)
     before = idle.cpu_seconds() if idle else 0.0
