@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from provision.errors import EndpointError
 
@@ -17,17 +14,6 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 120.0  # longest wait for the next byte of an answer
-
-
-class Health(msgspec.Struct, frozen=True):
-    """Body of `GET /health`, of a ready server (200) and of one that starts (503). Times in seconds."""
-
-    status: str = ""
-    phase: str | None = None
-    percent: float | None = None
-    eta_s: float | None = None
-    error: str | None = None
-    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +31,6 @@ class Completion:
     text: str
     prompt_tokens: int
     completion_tokens: int
-
-
-def health(host: str, port: int, *, timeout_s: float = 1.0) -> Health | None:
-    """`GET /health` of a local server; None when nothing answers in time.
-
-    Uses the standard library, because `status` must not wait half a second for an HTTP library to import.
-    """
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-    try:
-        connection.request("GET", "/health")
-        return msgspec.json.decode(connection.getresponse().read(), type=Health)
-    except (OSError, http.client.HTTPException, msgspec.DecodeError):
-        return None
-    finally:
-        connection.close()
 
 
 class OpenAIClient:

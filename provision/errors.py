@@ -123,7 +123,7 @@ def from_os_error(error: OSError) -> DeployctlError | None:
     path = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"cannot write{path}", why="the disk is full", next_command="df -h")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         folder = str(error.filename or "~/.local/state/deployctl")
         return StateError(
             f"cannot access{path}", why=error.strerror or "permission denied", next_command=f"ls -ld {folder}"

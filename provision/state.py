@@ -21,9 +21,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -42,6 +43,7 @@ from runtime.mailbox import (
     write_atomic,
 )
 
+T = TypeVar("T")
 NAME = re.compile(r"^[a-z][a-z0-9-]{1,24}$")
 KEY_BYTES = 32  # 256 random bits
 
@@ -145,28 +147,24 @@ class LocalState:
         return record if record and record.is_alive() else None
 
     def current(self) -> Current | None:
-        data = self.mailbox.get(CURRENT)
-        try:
-            return None if data is None else decode_current(data)
-        except msgspec.DecodeError as error:
-            raise self._broken(self.mailbox_dir / CURRENT, error) from error
+        return self._read(CURRENT, decode_current)
 
     def deployment(self) -> Deployment | None:
         """`deployment.json` of the release that the machine should run."""
         current = self.current()
-        data = self.mailbox.get(current.deployment) if current else None
-        try:
-            return None if data is None else decode_deployment(data)
-        except msgspec.DecodeError as error:
-            raise self._broken(self.mailbox_dir / "release", error) from error
+        return self._read(current.deployment, decode_deployment) if current else None
 
     def status(self) -> Status | None:
         """The machine's last report, of whatever release it is."""
-        data = self.mailbox.get(STATUS)
+        return self._read(STATUS, decode_status)
+
+    def _read(self, key: str, decode: Callable[[bytes], T]) -> T | None:
+        """An object of the mailbox; None when it is missing."""
         try:
-            return None if data is None else decode_status(data)
-        except msgspec.DecodeError as error:
-            raise self._broken(self.mailbox_dir / STATUS, error) from error
+            data = self.mailbox.get(key)
+            return None if data is None else decode(data)
+        except (msgspec.DecodeError, OSError) as error:
+            raise self._broken(self.mailbox_dir / key, error) from error
 
     def spec_values(self) -> dict[str, object] | None:
         """What the user asked for, by field of the spec and without secrets; None before the first `up`."""
