@@ -112,30 +112,22 @@ def test_the_api_process_and_the_agent_never_load_torch(side: str) -> None:
         f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
         "print(','.join(sorted({'torch', 'transformers'} & set(sys.modules))))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
 
 
 def test_engine_model_and_ops_fit_in_one_head() -> None:
     counts = {
-        package: sum(
-            len(path.read_text().splitlines()) for path in (ROOT / "runtime" / package).rglob("*.py")
-        )
+        package: sum(len(path.read_text().splitlines()) for path in (ROOT / "runtime" / package).rglob("*.py"))
         for package in ("engine", "model", "ops")
     }
     assert sum(counts.values()) <= ENGINE_LINES, counts
 
 
 def test_nothing_unpickles_or_runs_code_from_a_model() -> None:
-    pattern = re.compile(
-        r"\b(?:import|from)\s+(?:pickle|dill|cloudpickle|marshal)\b|\btorch\.load\b|trust_remote_code"
-    )
+    pattern = re.compile(r"\b(?:import|from)\s+(?:pickle|dill|cloudpickle|marshal)\b|\btorch\.load\b|trust_remote_code")
     found = [
-        f"{module}: {match.group()}"
-        for module, path in MODULES.items()
-        for match in pattern.finditer(path.read_text())
+        f"{module}: {match.group()}" for module, path in MODULES.items() for match in pattern.finditer(path.read_text())
     ]
     assert not found

@@ -225,9 +225,7 @@ def run_logged(title: str, command: list[str], number: int, total: int) -> None:
     """Runs a command behind one moving line; its whole output goes to .venv/setup.log."""
     log_path = VENV / "setup.log"
     with log_path.open("a") as log, Line(f"[{number}/{total}] {title}") as line:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=str(ROOT)
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=str(ROOT))
         assert process.stdout is not None
         try:
             for text in process.stdout:
