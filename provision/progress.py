@@ -150,7 +150,7 @@ class LineDisplay:
 
 
 class BarDisplay:
-    """One bar per phase; those before the current one are full."""
+    """One bar per phase that has begun; those before the current one are full."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -170,7 +170,7 @@ class BarDisplay:
         )
         for phase in PHASES:
             name = PHASE_NAMES[phase]
-            self._tasks[phase] = self._progress.add_task(name, total=100, start=False, note="")
+            self._tasks[phase] = self._progress.add_task(name, total=100, visible=False, note="")
         self._progress.start()
         return self
 
@@ -189,8 +189,7 @@ class BarDisplay:
         for index, phase in enumerate(PHASES):
             task = self._tasks[phase]
             if index < position:
-                self._progress.update(task, completed=100, note="")
+                self._progress.update(task, completed=100, visible=True, note="")
             elif index == position:
                 left = f"about {format_seconds(seen.eta_s)} left" if seen.eta_s is not None else ""
-                self._progress.start_task(task)
-                self._progress.update(task, completed=seen.percent or 0.0, note=left)
+                self._progress.update(task, completed=seen.percent or 0.0, visible=True, note=left)

@@ -59,7 +59,7 @@ class LazyGroup(TyperGroup):
         except DeployctlError as error:
             expected = error
         except KeyboardInterrupt:
-            expected = StoppedError("stopped by Ctrl-C", why="nothing was left half done")
+            expected = StoppedError("stopped by Ctrl-C", why="the same command takes it up again")
         except OSError as error:
             mapped = from_os_error(error)
             if mapped is None:

@@ -14,6 +14,7 @@ from provision.errors import EndpointError, UsageError
 
 app = typer.Typer(add_completion=False)
 PROMPT = "you> "
+PIECES_LIMIT = 512  # of one answer without --max-tokens: small models may repeat themselves to the end of the context
 
 
 @app.command()
@@ -82,6 +83,9 @@ class Conversation:
                 if show:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
+                if self._max_tokens is None and len(pieces) == PIECES_LIMIT:
+                    say(" … cut short; --max-tokens allows longer answers")
+                    break
         except KeyboardInterrupt:
             if not pieces:
                 raise

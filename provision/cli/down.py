@@ -58,6 +58,8 @@ def choose_down(name: str | None) -> LocalState:
 
 def remove(state: LocalState) -> Removal:
     """Ends whatever works on the deployment, then the deployment."""
+    if not state.root.exists():
+        say(f"there is no deployment called {state.name}; looked for what may be left of one")
     if state.root.is_symlink() or (state.root.exists() and not state.root.is_dir()):
         return LocalTarget(state).remove()
     for _ in range(3):

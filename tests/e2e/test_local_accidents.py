@@ -130,3 +130,19 @@ def test_a_model_folder_without_a_model_is_refused_before_anything_starts(home: 
     error = home.json("up", NAME, "--model", str(home.folder / "nothing"), "--yes", code=4)["error"]
     assert "config.json" in error["why"]
     assert not home.state(NAME).exists()
+
+
+def test_a_model_that_cannot_load_fails_with_the_engine_s_log_and_up_repairs_it(home: Home) -> None:
+    port = free_port()
+    broken = home.folder / "broken"
+    broken.mkdir()
+    shape = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64, "vocab_size": 64,
+             "num_attention_heads": 2, "num_hidden_layers": 1, "max_position_embeddings": 4096}  # fmt: skip
+    (broken / "config.json").write_text(json.dumps(shape))
+    (broken / "model.safetensors").write_bytes(bytes(64))
+    error = home.json("up", NAME, "--model", str(broken), "--port", str(port), "--yes", code=9)["error"]
+    assert error["next"].startswith(f"deployctl logs {NAME} --")
+    assert home.json("status", NAME, code=9)["life"] == "failed"
+    assert home.run("logs", NAME, "--agent").stdout
+    done = home.run("up", NAME, "--model", "demo", "--port", str(port), "--yes")
+    assert f"http://127.0.0.1:{port}/v1" in done.stdout
