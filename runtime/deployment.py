@@ -74,8 +74,6 @@ class ApiKey(Struct, frozen=True):
 
     name: str
     sha256: str
-    rpm: int | None = None  # requests per minute
-    tpm: int | None = None  # tokens per minute
 
 
 class Weights(Struct, frozen=True):
