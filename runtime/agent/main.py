@@ -239,7 +239,7 @@ class Agent:
         except PhaseError as error:
             both = f"{failed}; release {previous.id} does not come back either: {error.error}"
             self._settled = Settled(wanted, None, both, error.hint)
-            self._board.post(previous.id, "load", error=both, hint=error.hint)
+            self._board.post(wanted.release, "load", error=both, hint=error.hint)
             return
         self._settled = Settled(wanted, previous, f"{failed}; release {previous.id} still serves", hint)
         self._board.post(previous.id, "ready", error=self._settled.error, hint=hint)

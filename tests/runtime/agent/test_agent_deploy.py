@@ -129,6 +129,17 @@ def test_a_release_that_does_not_load_is_rolled_back(machine: Machine) -> None:
     assert machine.units.state("engine").release == "r1"
 
 
+def test_when_the_way_back_fails_too_the_error_is_that_of_the_wanted_release(machine: Machine) -> None:
+    machine.deploy("r1")
+    machine.start()
+    machine.wait_ready("r1")
+    previous = machine.state / "releases" / "r1" / "deployment.json"
+    previous.write_text(previous.read_text().replace('"ok"', '"refuse"'))
+    machine.deploy("r2", "refuse")
+    status = machine.wait_status(lambda s: "does not come back either" in (s.error or ""), "both failures")
+    assert (status.release, status.phase) == ("r2", "load")
+
+
 def test_after_a_rollback_a_restart_of_the_agent_does_not_try_the_bad_release_again(machine: Machine) -> None:
     machine.deploy("r1")
     machine.start()
