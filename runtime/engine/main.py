@@ -23,7 +23,7 @@ from runtime.deployment import Deployment, EngineOptions, Weights, decode_deploy
 from runtime.engine.blocks import BlockPool
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.loop import CRASHED, EngineLoop, Watchdog
-from runtime.engine.memory import OutOfMemoryError, PoolSize, cpu_pool, gpu_pool
+from runtime.engine.memory import OutOfMemoryError, PoolSize, cpu_pool, gpu_pool, used_bytes
 from runtime.engine.runner import Runner
 from runtime.engine.scheduler import Scheduler
 from runtime.ipc import Heartbeat, Progress, Ready
@@ -39,6 +39,7 @@ REHEARSAL_TOKENS = 128
 REHEARSALS = 3
 GPU_CHUNK_TOKENS = (2048, 8192)  # cards below and from 40 GiB
 MIN_HANG_S = 5.0
+LOADED_PERCENT = 90.0  # of the start; the rest is the rehearsal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,7 +73,7 @@ class _ProgressReport:
         share = min(self.done / self.total, 1.0)
         eta = (now - self.begin) * (1 - share) / share
         serve_waiting(self.link)
-        self.link.send(Progress(100 * share, eta, "loading weights"))
+        self.link.send(Progress(LOADED_PERCENT * share, eta, "loading weights"))
 
 
 def run(release_dir: Path, run_dir: Path) -> int:
@@ -109,7 +110,7 @@ def _serve(release_dir: Path, run_dir: Path) -> None:
     weights = decode_weights((release_dir / "weights.json").read_bytes())
     link = ServerLink(run_dir, deployment.release)
     runner = _load(deployment, weights, link)
-    link.send(Progress(100, None, "measuring memory and speed"))
+    link.send(Progress(LOADED_PERCENT, None, "measuring memory and speed"))
     scheduler, step_s = _size(runner, deployment)
     spec = runner.model.spec
     pool = scheduler.pool
@@ -175,6 +176,7 @@ def _size(runner: Runner, deployment: Deployment) -> tuple[Scheduler, float]:
     size, per_block = runner.block_size, runner.kv_bytes_per_block
     blocks_per_request = -(-options.max_model_len // size)
     useful = 1 + blocks_per_request * options.max_num_seqs
+    loaded = used_bytes(runner.device)
     runner.allocate(2)
     if runner.device.type == "cuda":
         pool, budget, step_s = _measure_gpu(runner, options, useful)
@@ -188,7 +190,7 @@ def _size(runner: Runner, deployment: Deployment) -> tuple[Scheduler, float]:
             f"set max_model_len to at most {max(0, pool.blocks - 1) * size}, or a larger kv_cache_gib",
         )
     runner.allocate(pool.blocks)
-    _log_sizes(deployment, pool, per_block, budget, step_s)
+    _log_sizes(runner, deployment, loaded, pool, budget, step_s)
     scheduler = Scheduler(
         BlockPool(pool.blocks, size),
         max_model_len=options.max_model_len,
@@ -218,11 +220,25 @@ def _measure_gpu(runner: Runner, options: EngineOptions, useful: int) -> tuple[P
     return gpu_pool(options.gpu_memory_utilization, runner.kv_bytes_per_block, useful), budget, step_s
 
 
-def _log_sizes(deployment: Deployment, pool: PoolSize, per_block: int, budget: int, step_s: float) -> None:
-    plan = deployment.predicted
-    planned = f"{plan.kv_blocks} blocks in the plan" if plan else "no plan"
-    log.info("KV pool: %d blocks of %d bytes (%s; %s)", pool.blocks, per_block, planned, pool.measured)
-    log.info("step: at most %d tokens, %.2f s predicted", budget, step_s)
+def _log_sizes(
+    runner: Runner, deployment: Deployment, loaded_bytes: int, pool: PoolSize, budget: int, step_s: float
+) -> None:
+    """What was measured, beside what the plan said."""
+    plan, gib = deployment.predicted, 2**30
+    log.info(
+        "memory of the process after load %.2f GiB; plan: weights %s GiB, activations %s GiB",
+        loaded_bytes / gib,
+        f"{plan.weights_bytes / gib:.2f}" if plan else "-",
+        f"{plan.activation_bytes / gib:.2f}" if plan else "-",
+    )
+    log.info(
+        "KV pool %d blocks of %d bytes; plan: %s blocks; %s",
+        pool.blocks,
+        runner.kv_bytes_per_block,
+        plan.kv_blocks if plan else "-",
+        pool.measured,
+    )
+    log.info("a step takes at most %d tokens, %.2f s predicted", budget, step_s)
 
 
 def _exit_at_once(_signum: int, _frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def gpu_pool(utilization: float, bytes_per_block: int, useful_blocks: int) -> Po
     if budget < 2 * bytes_per_block:
         raise OutOfMemoryError(f"{measured}: at gpu_memory_utilization {utilization} nothing is left for the KV cache")
     return PoolSize(min(budget // bytes_per_block, useful_blocks), measured)
+
+
+def used_bytes(device: torch.device) -> int:
+    """What this process holds on `device` now: allocated GPU memory, or resident host memory."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_host_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

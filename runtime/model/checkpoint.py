@@ -80,7 +80,7 @@ class Checkpoint:
         self._left.discard(name)
         if self.on_bytes is not None:
             self.on_bytes(tensor.nbytes)
-        return tensor.to(dtype)
+        return tensor.to(dtype, copy=True)  # a view would keep the file mapped, and die with it
 
     def close(self, *, ignore: tuple[str, ...] = ()) -> None:
         """Closes the files. Raises CheckpointError when a tensor was left: the model would not be what it claims."""
