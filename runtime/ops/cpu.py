@@ -1,4 +1,4 @@
-"""CPU ops in float32: prepacked oneDNN linear layers, and our own kernels or torch for the rest."""
+"""CPU ops in float32: our own kernels, or without a compiler prepacked oneDNN linear layers and torch for the rest."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from runtime.ops.batch import Batch
 from runtime.ops.cpu_kernels import CpuKernels, load_library
 from runtime.ops.ops import REFERENCE, Linear, Ops
 
-# oneDNN picks the packed layout for a number of rows; measured on AVX-512 and AVX2, 128 is within noise of the
-# best at every batch size, while a layout chosen for 1 row or none is up to 7× slower elsewhere (docs/benchmarks).
-PACK_ROWS = 128
+# oneDNN picks the packed layout for a number of rows; measured on AVX-512, 32 is within noise of the best at every
+# batch size, while a layout for no number is up to 7× slower at one row.
+PACK_ROWS = 32
 
 
 def cpu_ops() -> Ops:
@@ -27,7 +27,7 @@ def cpu_ops() -> Ops:
     return replace(
         REFERENCE,
         name="cpu",
-        pack_linear=pack_linear,
+        pack_linear=kernels.pack_linear,
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         silu_mul=kernels.silu_mul,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.ops.batch import Batch
+from runtime.ops.ops import Linear
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
@@ -73,7 +74,10 @@ _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class CpuKernels:
-    """The ops of `runtime.ops.reference` over contiguous float32 tensors."""
+    """The ops of `runtime.ops.reference` over contiguous float32 tensors.
+
+    `rope_write` and `attention` belong together: inside a cache block they keep keys as [K, D, block_size].
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._rms_norm = library.dc_rms_norm
@@ -83,11 +87,36 @@ class CpuKernels:
         self._silu_mul = library.dc_silu_mul
         self._silu_mul.argtypes = [_POINTER, _POINTER, _SIZE, _SIZE]
         self._rope_write = library.dc_rope_write
-        self._rope_write.argtypes = [_POINTER, _POINTER, _POINTER, _FLOAT, *[_POINTER] * 6, *[_SIZE] * 4]
+        self._rope_write.argtypes = [_POINTER, _POINTER, _POINTER, _FLOAT, *[_POINTER] * 6, *[_SIZE] * 5]
         self._attention = library.dc_attention
         self._attention.argtypes = [*[_POINTER] * 7, *[_SIZE] * 6, _FLOAT]
-        for function in (self._rms_norm, self._add_rms_norm, self._silu_mul, self._rope_write, self._attention):
+        self._packed_floats = library.dc_packed_floats
+        self._packed_floats.argtypes, self._packed_floats.restype = [_SIZE, _SIZE], _SIZE
+        self._pack = library.dc_pack
+        self._pack.argtypes = [_POINTER, _POINTER, _SIZE, _SIZE]
+        self._linear = library.dc_linear
+        self._linear.argtypes = [*[_POINTER] * 4, *[_SIZE] * 3]
+        for function in (
+            self._rms_norm, self._add_rms_norm, self._silu_mul, self._rope_write, self._attention, self._pack,
+            self._linear,
+        ):  # fmt: skip
             function.restype = None
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """A linear layer whose weight [out, in] is stored in panels."""
+        out_size, in_size = weight.shape
+        weight = weight.contiguous()
+        packed = torch.empty(self._packed_floats(out_size, in_size))
+        self._pack(weight.data_ptr(), packed.data_ptr(), out_size, in_size)
+
+        def linear(x: Tensor) -> Tensor:
+            x = x.contiguous()
+            out = x.new_empty(x.shape[0], out_size)
+            start = bias.data_ptr() if bias is not None else None
+            self._linear(x.data_ptr(), packed.data_ptr(), start, out.data_ptr(), x.shape[0], out_size, in_size)
+            return out
+
+        return linear
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
@@ -122,14 +151,14 @@ class CpuKernels:
     ) -> Tensor:
         qkv = qkv.contiguous()
         tokens = qkv.shape[0]
-        kv_heads, dim = cache.shape[3:]
+        block_size, kv_heads, dim = cache.shape[2:]
         heads = qkv.shape[1] // dim - 2 * kv_heads
         query = qkv.new_empty(tokens, heads, dim)
         q_norm, k_norm = (norms[0].data_ptr(), norms[1].data_ptr()) if norms else (None, None)
         keys, values = _cache_pointers(cache)
         self._rope_write(
             qkv.data_ptr(), q_norm, k_norm, eps, table.data_ptr(), batch.positions.data_ptr(),
-            batch.slots.data_ptr(), keys, values, query.data_ptr(), tokens, heads, kv_heads, dim,
+            batch.slots.data_ptr(), keys, values, query.data_ptr(), tokens, heads, kv_heads, dim, block_size,
         )  # fmt: skip
         return query
 

@@ -56,6 +56,13 @@ def make_batch(rows: list[tuple[int, int]], block_size: int) -> tuple[Batch, int
     return batch, sum(widths) + 1
 
 
+def kernel_layout(cache: torch.Tensor) -> torch.Tensor:
+    """The reference's cache as the kernels keep it: keys of a block transposed to [K, D, block_size]."""
+    out = cache.clone()
+    out[0] = cache[0].permute(0, 2, 3, 1).reshape(cache[0].shape)
+    return out
+
+
 @pytest.mark.parametrize("shape", [(1, 576), (5, 64), (300, 130), (2, 7)])
 def test_rms_norm_equals_the_reference(kernels: CpuKernels, shape: tuple[int, int]) -> None:
     x, weight = torch.randn(shape), torch.randn(shape[1])
@@ -91,7 +98,7 @@ def test_rope_write_equals_the_reference(
     got = kernels.rope_write(qkv, norms, EPS, table, caches[0], batch)
     want = reference.rope_write(qkv, norms, EPS, table, caches[1], batch)
     torch.testing.assert_close(got, want)
-    torch.testing.assert_close(caches[0], caches[1])
+    torch.testing.assert_close(caches[0], kernel_layout(caches[1]))
 
 
 ROWS = [
@@ -112,7 +119,9 @@ def test_attention_equals_the_reference(
     cache = torch.randn(2, blocks, block_size, kv_heads, dim)
     query = torch.randn(sum(count for count, _ in rows), heads, dim)
     want = reference.attention(query, cache, batch, dim**-0.5)
-    torch.testing.assert_close(kernels.attention(query, cache, batch, dim**-0.5), want, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(
+        kernels.attention(query, kernel_layout(cache), batch, dim**-0.5), want, rtol=2e-5, atol=2e-5
+    )
     torch.testing.assert_close(cpu.attention(query, cache, batch, dim**-0.5), want, rtol=2e-5, atol=2e-5)
 
 
@@ -121,20 +130,34 @@ def test_attention_is_exact_where_one_score_dwarfs_the_others(kernels: CpuKernel
     cache = torch.randn(2, blocks, 16, 2, 32)
     query = torch.randn(1, 4, 32) * 500
     want = reference.attention(query, cache, batch, 1.0)
-    torch.testing.assert_close(kernels.attention(query, cache, batch, 1.0), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kernels.attention(query, kernel_layout(cache), batch, 1.0), want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_key_that_is_not_a_number_shows_in_the_output(kernels: CpuKernels) -> None:
     batch, blocks = make_batch([(1, 20)], 16)
     cache = torch.randn(2, blocks, 16, 1, 32)
     cache[0, batch.tables[0, 0], 3] = float("nan")
-    assert kernels.attention(torch.randn(1, 2, 32), cache, batch, 1.0).isnan().any()
+    assert kernels.attention(torch.randn(1, 2, 32), kernel_layout(cache), batch, 1.0).isnan().any()
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 130])
-def test_a_packed_linear_layer_equals_the_plain_one(tokens: int) -> None:
-    weight, bias, x = torch.randn(70, 33), torch.randn(70), torch.randn(tokens, 33)
-    torch.testing.assert_close(cpu.pack_linear(weight, bias)(x), x @ weight.T + bias, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("tokens", [1, 2, 7, 12, 13, 130])
+@pytest.mark.parametrize(("outputs", "inputs"), [(70, 33), (64, 1300), (1, 5), (513, 512)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_packed_linear_layers_equal_the_plain_one(
+    kernels: CpuKernels, tokens: int, outputs: int, inputs: int, with_bias: bool
+) -> None:
+    weight, x = torch.randn(outputs, inputs), torch.randn(tokens, inputs)
+    bias = torch.randn(outputs) if with_bias else None
+    want = torch.nn.functional.linear(x, weight, bias)
+    for pack in (kernels.pack_linear, cpu.pack_linear):
+        torch.testing.assert_close(pack(weight, bias)(x), want, rtol=1e-4, atol=1e-3)
+
+
+def test_a_row_of_a_linear_layer_does_not_depend_on_its_neighbours(kernels: CpuKernels) -> None:
+    linear = kernels.pack_linear(torch.randn(100, 700), None)
+    x = torch.randn(40, 700)
+    together = linear(x)
+    assert all(torch.equal(linear(x[i : i + 1])[0], together[i]) for i in range(40))
 
 
 def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
