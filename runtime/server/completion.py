@@ -117,8 +117,7 @@ class CompletionResponse(Response):
                 if generation.finish_reason is None:
                     texts[generation.index].append(self._feed(inbox, generation, output))
         choices = [
-            Choice(g.index, "".join(texts[g.index]), g.finish_reason or "stop")
-            for g in self._generations.values()
+            Choice(g.index, "".join(texts[g.index]), g.finish_reason or "stop") for g in self._generations.values()
         ]
         body = self._job.format.whole(choices, self._usage())
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -164,9 +163,7 @@ class CompletionResponse(Response):
         job = self._job
         return [
             Submit(request_id, prompt, sampling, job.salt)
-            for request_id, prompt, sampling in zip(
-                self._generations, job.prompts, job.samplings, strict=True
-            )
+            for request_id, prompt, sampling in zip(self._generations, job.prompts, job.samplings, strict=True)
         ]
 
     def _usage(self) -> Usage:

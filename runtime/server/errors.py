@@ -139,9 +139,7 @@ def from_status(status: int, headers: Mapping[str, str] | None) -> ApiError:
         405: "this path does not take this method",
     }
     kind = SERVER if status >= 500 else INVALID
-    return ApiError(
-        status, messages.get(status, HTTPStatus(status).phrase.lower()), kind=kind, headers=headers
-    )
+    return ApiError(status, messages.get(status, HTTPStatus(status).phrase.lower()), kind=kind, headers=headers)
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:

@@ -16,9 +16,7 @@ KEY = "deployctl.key"  # where the matched ApiKey stands in the ASGI scope
 class Gate:
     """Pure ASGI middleware, so that a stream's chunks pass untouched. Unknown paths need a key too."""
 
-    def __init__(
-        self, app: ASGIApp, *, keys: KeyRing, readiness: Readiness, metrics: Metrics, max_body: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, readiness: Readiness, metrics: Metrics, max_body: int) -> None:
         self._app = app
         self._keys = keys
         self._readiness = readiness

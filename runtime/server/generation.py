@@ -38,9 +38,7 @@ class Generation:
         """
         if output.finish in ("error", "abort"):
             reason = output.error or "the engine gave the request up"
-            raise ApiError(
-                500, f"the request failed in the engine: {reason}", code="engine_error", kind=SERVER
-            )
+            raise ApiError(500, f"the request failed in the engine: {reason}", code="engine_error", kind=SERVER)
         if self.completion_tokens == 0:
             self.cached_tokens = output.cached_tokens
         hidden = len(output.tokens) - 1 if output.stopped_by_token else -1

@@ -14,7 +14,7 @@ from runtime.deployment import Deployment, decode_deployment
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 10.0  # how long running streams may go on after SIGTERM
+GRACE_S = 4.0  # how long running streams may go on after SIGTERM; the supervisor kills after 6 s
 BACKLOG = 2048
 _FIRST_PASSED_FD = 3  # systemd's socket protocol
 
@@ -25,7 +25,7 @@ def run(release: Path, run_dir: Path, keys: Path, status: Path) -> int:
     The socket is the one passed by systemd or the supervisor (LISTEN_FDS), else a new one on the deployment's
     host and port. 78 = the deployment cannot be read, 3 = the port is taken.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         deployment = decode_deployment((release / "deployment.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -96,7 +96,7 @@ def _serve(
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=int(GRACE_S) + 2,
+        timeout_graceful_shutdown=int(GRACE_S) + 1,
     )
     # uvicorn raises the signal again once it has shut down; by then there is nothing left to end.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -109,9 +109,7 @@ def _serve(
 
 def _passed_socket() -> socket.socket | None:
     """The socket of LISTEN_FDS, None when none was passed to this process."""
-    if os.environ.get("LISTEN_FDS") != "1" or os.environ.get("LISTEN_PID", str(os.getpid())) != str(
-        os.getpid()
-    ):
+    if os.environ.get("LISTEN_FDS") != "1" or os.environ.get("LISTEN_PID", str(os.getpid())) != str(os.getpid()):
         return None
     return socket.socket(fileno=_FIRST_PASSED_FD)
 

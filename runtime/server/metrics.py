@@ -101,9 +101,7 @@ class Metrics:
 class _Snapshot:
     """A Prometheus collector over one moment."""
 
-    def __init__(
-        self, metrics: Metrics, model: str, stats: Stats | None, open_requests: int, serving: bool
-    ) -> None:
+    def __init__(self, metrics: Metrics, model: str, stats: Stats | None, open_requests: int, serving: bool) -> None:
         self._metrics = metrics
         self._model = model
         self._stats = stats

@@ -85,9 +85,7 @@ def _stop_text(text: str) -> str:
 
 def _reject_part(value: object) -> object:
     if value != "text":
-        raise PydanticCustomError(
-            "not_text", "only text parts are supported; this model reads no other input"
-        )
+        raise PydanticCustomError("not_text", "only text parts are supported; this model reads no other input")
     return value
 
 

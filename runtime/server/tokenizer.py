@@ -82,8 +82,7 @@ class ModelTokenizer:
         at_least = len(text) // self._longest_token
         if at_least > max_tokens:
             raise PromptTooLongError(
-                f"the prompt has {len(text)} characters, at least {at_least} tokens; "
-                f"the limit is {max_tokens} tokens"
+                f"the prompt has {len(text)} characters, at least {at_least} tokens; the limit is {max_tokens} tokens"
             )
         try:
             text.encode()

@@ -88,9 +88,7 @@ class Format(Protocol):
 
 def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
     """Token counts with their sum."""
-    return Usage(
-        prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, CachedTokens(cached_tokens)
-    )
+    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, CachedTokens(cached_tokens))
 
 
 class ChatFormat:

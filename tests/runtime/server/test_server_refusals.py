@@ -80,11 +80,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"messages": [{"role": "user", "content": "hi", "x": 1}]}, "messages[0].x"),
     (
         "chat",
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}
-            ]
-        },
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]},
         "messages[0].content[0].type",
     ),
     ("chat", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
