@@ -3,10 +3,10 @@
 //
 // Vectors are 16 floats of GCC's vector extension: one AVX-512 register, two AVX2 ones, four NEON ones.
 //
-// The cache is the reference's, with one difference: inside a block, keys lie transposed, so that 16 neighbouring
-// keys are one vector and a score needs no horizontal sum.
+// A cache block has the reference's size and another order inside: what one head reads lies together, and keys are
+// transposed, so that 16 neighbouring keys are one vector and a score needs no horizontal sum.
 //
-//     keys    [blocks][K][D][block_size]        values  [blocks][block_size][K][D]
+//     keys    [blocks][K][D][block_size]        values  [blocks][K][block_size][D]
 
 #include <algorithm>
 #include <cmath>
@@ -196,9 +196,14 @@ float exponentials(float* score, int64_t lanes, Running& run) {
   return decay;
 }
 
+void prefetch_keys(const Attention& a, int64_t block, int64_t kv_head) {
+  const float* keys = a.keys + (block * a.kv_heads + kv_head) * a.dim * a.block_size;
+  for (int64_t i = 0; i < a.dim * a.block_size; i += W) __builtin_prefetch(keys + i);
+}
+
 // The queries that share one key-value head, `count` tokens from `first` on: rows = count · N/K, online softmax.
 void attend(const Attention& a, int64_t request, int64_t kv_head, int64_t first, int64_t count) {
-  const int64_t group = a.heads / a.kv_heads, rows = count * group, dim = a.dim, stride = a.kv_heads * dim;
+  const int64_t group = a.heads / a.kv_heads, rows = count * group, dim = a.dim, head_floats = dim * a.block_size;
   const int64_t begin = a.starts[request], total = a.starts[request + 1] - begin;
   const int64_t earlier = a.contexts[request] - total;  // keys before this step's first token
   const int32_t* table = a.tables + request * a.max_blocks;
@@ -222,9 +227,11 @@ void attend(const Attention& a, int64_t request, int64_t kv_head, int64_t first,
     while (key < seen && used < CHUNK / W) {
       const int64_t block = table[key / a.block_size], offset = key % a.block_size;
       const int64_t n = std::min({int64_t(W), a.block_size - offset, seen - key});
-      const float* k = a.keys + (block * a.kv_heads + kv_head) * dim * a.block_size + offset;
-      scores(q, k, a.block_size, score + used * W, CHUNK, rows, dim);
-      pieces[used++] = {a.values + (block * a.block_size + offset) * stride + kv_head * dim, key, n};
+      const int64_t head = (block * a.kv_heads + kv_head) * head_floats;
+      for (int64_t i = 0; i < n * dim; i += W) __builtin_prefetch(a.values + head + offset * dim + i);
+      if (key + n < seen) prefetch_keys(a, table[(key + n) / a.block_size], kv_head);
+      scores(q, a.keys + head + offset, a.block_size, score + used * W, CHUNK, rows, dim);
+      pieces[used++] = {a.values + head + offset * dim, key, n};
       key += n;
     }
     for (int64_t r = 0; r < rows; ++r) {
@@ -242,9 +249,9 @@ void attend(const Attention& a, int64_t request, int64_t kv_head, int64_t first,
       const Piece& piece = pieces[i];
       int64_t r = 0;
       for (; r + 4 <= rows; r += 4)
-        accumulate<4>(score + r * CHUNK + i * W, CHUNK, piece.values, stride, acc + r * dim, piece.count, dim);
+        accumulate<4>(score + r * CHUNK + i * W, CHUNK, piece.values, dim, acc + r * dim, piece.count, dim);
       for (; r < rows; ++r)
-        accumulate<1>(score + r * CHUNK + i * W, CHUNK, piece.values, stride, acc + r * dim, piece.count, dim);
+        accumulate<1>(score + r * CHUNK + i * W, CHUNK, piece.values, dim, acc + r * dim, piece.count, dim);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -389,7 +396,9 @@ void dc_rope_write(const float* qkv, const float* q_norm, const float* k_norm, f
       float* to = keys + (block * kv_heads + h - heads) * dim * block_size + offset;
       for (int64_t d = 0; d < dim; ++d) to[d * block_size] = rotated[d];
     }
-    std::memcpy(values + slots[t] * kv_heads * dim, row + (heads + kv_heads) * dim, size_t(kv_heads * dim) * sizeof(float));
+    for (int64_t h = 0; h < kv_heads; ++h)
+      std::memcpy(values + ((block * kv_heads + h) * block_size + offset) * dim, row + (heads + kv_heads + h) * dim,
+                  size_t(dim) * sizeof(float));
   }
 }
 

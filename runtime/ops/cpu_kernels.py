@@ -76,7 +76,8 @@ _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 class CpuKernels:
     """The ops of `runtime.ops.reference` over contiguous float32 tensors.
 
-    `rope_write` and `attention` belong together: inside a cache block they keep keys as [K, D, block_size].
+    `rope_write` and `attention` belong together: inside a cache block they keep keys as [K, D, block_size] and values
+    as [K, block_size, D].
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:

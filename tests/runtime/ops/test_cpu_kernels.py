@@ -57,9 +57,10 @@ def make_batch(rows: list[tuple[int, int]], block_size: int) -> tuple[Batch, int
 
 
 def kernel_layout(cache: torch.Tensor) -> torch.Tensor:
-    """The reference's cache as the kernels keep it: keys of a block transposed to [K, D, block_size]."""
-    out = cache.clone()
+    """The reference's cache as the kernels keep it: in a block, keys [K, D, block_size], values [K, block_size, D]."""
+    out = torch.empty_like(cache)
     out[0] = cache[0].permute(0, 2, 3, 1).reshape(cache[0].shape)
+    out[1] = cache[1].permute(0, 2, 1, 3).reshape(cache[1].shape)
     return out
 
 
