@@ -64,9 +64,9 @@ class Home:
         return json.loads(self.run(*words, "--json", code=code).stdout)
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
-        """A command that runs beside the test."""
+        """A command that runs beside the test, with Ctrl-C as in a terminal even where the test's own parent ignores it."""
         return subprocess.Popen(
-            [*DEPLOYCTL, *words],
+            ["env", "--default-signal=INT", *DEPLOYCTL, *words],
             env=self.env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
