@@ -64,7 +64,7 @@ class Home:
         return json.loads(self.run(*words, "--json", code=code).stdout)
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
-        """A command that runs beside the test, with Ctrl-C as in a terminal even where the test's own parent ignores it."""
+        """A command that runs beside the test; Ctrl-C works as in a terminal, whatever the test was started by."""
         return subprocess.Popen(
             ["env", "--default-signal=INT", *DEPLOYCTL, *words],
             env=self.env,
