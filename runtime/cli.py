@@ -57,13 +57,20 @@ def main(argv: list[str] | None = None) -> int:
 
             return server.run(args.release, args.run, args.keys, args.status)
         case _:
-            # Read by OpenMP when torch is loaded: how long a thread that waits for the others spins before it gives its
-            # core up, here about a millisecond. OpenMP's default, 300000, measured 7 % faster at 32 streams on an idle
-            # machine and a decode step three times slower on a busy one.
-            os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+            if _is_busy(os.getloadavg()[0], len(os.sched_getaffinity(0))):
+                os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             from runtime.engine import main as engine
 
             return engine.run(args.release, args.run)
+
+
+def _is_busy(load: float, cores: int) -> bool:
+    """Others want the cores too: OpenMP's waiting threads must give theirs up soon.
+
+    OpenMP reads GOMP_SPINCOUNT when torch is loaded. Its default, some 17 ms of spinning, measured up to a fifth faster
+    on an idle machine, and a decode step five times slower on one that others keep busy (docs/benchmarks).
+    """
+    return load > cores
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
