@@ -57,14 +57,14 @@ def main(argv: list[str] | None = None) -> int:
 
             return server.run(args.release, args.run, args.keys, args.status)
         case _:
-            if _is_busy(os.getloadavg()[0], len(os.sched_getaffinity(0))):
+            if is_busy(os.getloadavg()[0], len(os.sched_getaffinity(0))):
                 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             from runtime.engine import main as engine
 
             return engine.run(args.release, args.run)
 
 
-def _is_busy(load: float, cores: int) -> bool:
+def is_busy(load: float, cores: int) -> bool:
     """Others want the cores too: OpenMP's waiting threads must give theirs up soon.
 
     OpenMP reads GOMP_SPINCOUNT when torch is loaded. Its default, some 17 ms of spinning, measured up to a fifth faster

@@ -1,5 +1,6 @@
 """The C++ kernels compute what the plain-torch reference computes."""
 
+import os
 import shutil
 from dataclasses import replace
 from itertools import accumulate
@@ -17,8 +18,8 @@ EPS = 1e-5
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    if shutil.which("g++") is None and shutil.which("c++") is None:
-        pytest.skip("no C++ compiler on PATH")
+    if shutil.which("g++") is None and shutil.which("c++") is None and not os.environ.get("CI"):
+        pytest.skip("no C++ compiler on PATH; the kernels are optional (apt-get install g++)")
     library = cpu_kernels.load_library()
     assert library is not None, "a compiler is there, so the kernels must build"
     return CpuKernels(library)
