@@ -65,7 +65,6 @@ class Deployment(Struct, frozen=True):
     engine: EngineOptions
     listen: Listen
     predicted: Predicted | None = None
-    hold_max_s: float = 120.0
     schema: int = SCHEMA
 
 
