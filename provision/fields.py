@@ -120,6 +120,12 @@ FIELDS: tuple[FieldDoc, ...] = (
     ),
     FieldDoc("image", _MACHINE, "Machine image id. Default: the cloud's GPU or Ubuntu image.", "ami-0a1b2c3d"),
     FieldDoc("disk_gib", _MACHINE, "Size of the system disk. Default: from the plan.", "200"),
+    FieldDoc(
+        "weights_disk_gib",
+        _MACHINE,
+        "Size of a disk of its own for the weights; it outlives the machine, and `down` deletes it unless --keep-disk.",
+        "500",
+    ),
     FieldDoc("spot", _MONEY, "Spot instance: cheaper, may be taken back.", "true", "flag"),
     FieldDoc("capacity_reservation", _MONEY, "Id of a capacity reservation to start in.", "cr-0a1b2c3d"),
     FieldDoc("billing", _MONEY, "hourly. (monthly: not yet.)", "hourly"),
@@ -132,6 +138,13 @@ FIELDS: tuple[FieldDoc, ...] = (
     FieldDoc("idle_stop", _MONEY, "Stop the machine after this long without a request; 0 = never.", "30m"),
     FieldDoc("pip_index", _SETUP, "Python package index that the machine uses.", "https://pypi.example.org/simple"),
     FieldDoc("proxy", _SETUP, "HTTP proxy that the machine uses for downloads.", "http://proxy.example.org:3128"),
+    FieldDoc(
+        "runtime_wheel",
+        _SETUP,
+        "The deployctl wheel to install on the machine, a path. Default: built from this checkout, or this version's.",
+        "./dist/deployctl-0.1.0-py3-none-any.whl",
+    ),
+    FieldDoc("wait", _SETUP, "Whether `pulumi up` waits until the endpoint answers.", "true", "flag"),
     FieldDoc("tags", _SETUP, "Tags on every cloud resource, as key=value.", "team=search", "list"),
 )
 

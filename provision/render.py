@@ -16,11 +16,13 @@ from runtime.deployment import (
     Listen,
     ModelSource,
     Predicted,
+    Setup,
     encode,
 )
 from runtime.mailbox import CURRENT, HUB_SECRET, KEYS, Current, release_key
 
 DEFAULT_KEY = "default"
+ANY_HOST = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +42,50 @@ class Order:
 
 def render(spec: DeploymentSpec, engine: EngineOptions, predicted: Predicted, *, release: str, api_key: str) -> Order:
     """`current.json` is the last object: a machine that sees it finds everything that it names."""
-    deployment = Deployment(
+    deployment = deployment_for(spec, engine, predicted, release=release)
+    objects = [(KEYS, keys_object(api_key)), (release_key(release), encode(deployment))]
+    if spec.hub_token is not None:
+        objects.insert(0, (HUB_SECRET, hub_object(spec.hub_token.get_secret_value())))
+    objects.append((CURRENT, encode(Current(release=release, deployment=release_key(release)))))
+    return Order(release, spec.port, api_key, stored_spec(spec), tuple(objects))
+
+
+def deployment_for(
+    spec: DeploymentSpec,
+    engine: EngineOptions,
+    predicted: Predicted,
+    *,
+    release: str,
+    names: tuple[str, ...] = (),
+) -> Deployment:
+    """`deployment.json` of one release. `names`: addresses and host names that the certificate must cover."""
+    away = spec.cloud != "local"
+    setup = Setup(
+        egress=spec.egress or "internet",
+        pip_index=spec.pip_index,
+        proxy=spec.proxy,
+        weights_disk=spec.weights_disk_gib is not None,
+    )
+    return Deployment(
         name=spec.name,
         release=release,
         target=spec.cloud,
         model=ModelSource(source=spec.model, served_name=spec.api_model_name, hub_endpoint=spec.hub_endpoint),
         engine=engine,
-        listen=Listen(port=spec.port),
+        listen=Listen(host=ANY_HOST if away else Listen().host, port=spec.port, tls=spec.tls, names=names),
         predicted=predicted,
+        setup=setup if away else None,
     )
-    key = ApiKey(name=DEFAULT_KEY, sha256=hashlib.sha256(api_key.encode()).hexdigest())
-    objects = [(KEYS, encode([key])), (release_key(release), encode(deployment))]
-    if spec.hub_token is not None:
-        token = {"token": spec.hub_token.get_secret_value()}
-        objects.insert(0, (HUB_SECRET, json.dumps(token).encode()))
-    objects.append((CURRENT, encode(Current(release=release, deployment=release_key(release)))))
-    return Order(release, spec.port, api_key, stored_spec(spec), tuple(objects))
+
+
+def keys_object(api_key: str) -> bytes:
+    """`keys.json`: the digest only."""
+    return encode([ApiKey(name=DEFAULT_KEY, sha256=hashlib.sha256(api_key.encode()).hexdigest())])
+
+
+def hub_object(token: str) -> bytes:
+    """`secrets/hub.json`."""
+    return json.dumps({"token": token}).encode()
 
 
 def stored_spec(spec: DeploymentSpec) -> bytes:

@@ -11,7 +11,7 @@ from provision.spec import DeploymentSpec, Problem, nearest
 CLOUD_ONLY = (
     "region", "zones", "instance_type", "egress", "allowed_cidrs", "vpc_id", "subnet_id",
     "security_group_id", "bandwidth_mbps", "image", "disk_gib", "spot", "capacity_reservation", "ttl",
-    "idle_stop", "tags",
+    "idle_stop", "tags", "weights_disk_gib", "runtime_wheel", "wait",
 )  # fmt: skip
 LOCAL_HAS_NOT = ("ssh_public_key", "domain", "tls_cert", "tls_key", "proxy", "pip_index")
 ANYWHERE = "0.0.0.0/0"

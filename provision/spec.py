@@ -192,6 +192,9 @@ class DeploymentSpec(BaseModel):
     ssh_public_key: SshKey | None = Field(default=None, description=_doc("ssh_public_key"))
     image: Text | None = Field(default=None, description=_doc("image"))
     disk_gib: Annotated[int, Field(ge=40, le=32768), NotBool] | None = Field(default=None, description=_doc("disk_gib"))
+    weights_disk_gib: Annotated[int, Field(ge=20, le=32768), NotBool] | None = Field(
+        default=None, description=_doc("weights_disk_gib")
+    )
     spot: bool = Field(default=False, description=_doc("spot"))
     capacity_reservation: Text | None = Field(default=None, description=_doc("capacity_reservation"))
     billing: Literal["hourly", "monthly"] = Field(default="hourly", description=_doc("billing"))
@@ -199,6 +202,8 @@ class DeploymentSpec(BaseModel):
     idle_stop: Duration = Field(default="0", description=_doc("idle_stop"))
     pip_index: Url | None = Field(default=None, description=_doc("pip_index"))
     proxy: Url | None = Field(default=None, description=_doc("proxy"))
+    runtime_wheel: Text | None = Field(default=None, description=_doc("runtime_wheel"))
+    wait: bool = Field(default=True, description=_doc("wait"))
     tags: Tags = Field(default={}, description=_doc("tags"))
 
     @model_validator(mode="before")

@@ -5,6 +5,8 @@ It holds no secret: API keys travel as SHA-256 in `keys.json`, hub tokens in `se
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 SCHEMA = 1
@@ -51,8 +53,28 @@ class Predicted(Struct, frozen=True):
 
 
 class Listen(Struct, frozen=True):
+    """Where the server listens, and what a certificate must name. `names`: addresses and host names, known before boot.
+
+    `tls`: "off"; "pinned" = the machine makes its own certificate and publishes it; "own" = from `secrets/tls.json`;
+    "acme" = from a public authority for `names`.
+    """
+
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
+    tls: Literal["off", "pinned", "own", "acme"] = "off"
+    names: tuple[str, ...] = ()
+
+
+class Setup(Struct, frozen=True):
+    """How a machine of a cloud is set up. `egress`: "internet", or what an intranet deployment chose.
+
+    `pip_index` and `proxy` are URLs; None = the distribution's defaults.
+    """
+
+    egress: Literal["internet", "nat", "bundle", "none"] = "internet"
+    pip_index: str | None = None
+    proxy: str | None = None
+    weights_disk: bool = False  # a disk of its own, tagged for the weights, is attached
 
 
 class Deployment(Struct, frozen=True):
@@ -65,6 +87,7 @@ class Deployment(Struct, frozen=True):
     engine: EngineOptions
     listen: Listen
     predicted: Predicted | None = None
+    setup: Setup | None = None  # None on local
     schema: int = SCHEMA
 
 

@@ -4,8 +4,11 @@ On a cloud it is a bucket; on `local` and `host` a folder with the same layout:
 
     release/current.json             Current: which release the machine should run   user writes, machine reads
     release/<id>/deployment.json     runtime.deployment.Deployment                   user writes, machine reads
+    release/<id>/*.whl               the wheel of this release (clouds and hosts)    user writes, machine reads
+    release/life.json                Life: when the machine ends by itself           user writes, machine reads
     release/keys.json                [ApiKey]                                        user writes, machine reads
     secrets/hub.json                 {"token": …}                                    user writes, machine reads
+    secrets/tls.json                 {"certificate": …, "key": …} in PEM (tls: own)  user writes, machine reads
     status/status.json               Status                                          machine writes, user reads
     status/identity.json             {instance_id, ssh_host_key, certificate}        machine writes, user reads
     status/logs/                     logs                                            machine writes, user reads
@@ -24,7 +27,9 @@ from runtime.deployment import Struct
 
 CURRENT = "release/current.json"
 KEYS = "release/keys.json"
+LIFE = "release/life.json"
 HUB_SECRET = "secrets/hub.json"
+TLS_SECRET = "secrets/tls.json"
 STATUS = "status/status.json"
 IDENTITY = "status/identity.json"
 LOGS = "status/logs/"
@@ -38,6 +43,11 @@ def release_key(release: str) -> str:
     return f"release/{release}/deployment.json"
 
 
+def wheel_key(release: str, file_name: str) -> str:
+    """Key of a release's wheel. pip reads version and tags from the file's name, so it is kept."""
+    return f"release/{release}/{file_name}"
+
+
 class Current(Struct, frozen=True):
     """`release/current.json`: what the machine should run now."""
 
@@ -47,6 +57,26 @@ class Current(Struct, frozen=True):
     wheel: str | None = None  # key of the wheel; None = the version already installed
     sha256: str | None = None
     index_url: str | None = None
+
+
+class Life(Struct, frozen=True):
+    """`release/life.json`. Not part of a release: `extend` must not look like a redeploy.
+
+    `expires_at`: seconds since the epoch when the cloud's timer deletes the machine, which then switches itself off as
+    a backstop; None = never. `idle_stop_s`: seconds without a request until it stops; 0 = never.
+    """
+
+    expires_at: int | None = None
+    idle_stop_s: int = 0
+
+
+class Identity(Struct, frozen=True):
+    """`status/identity.json`: what a client pins for this instance. `certificate` is PEM, None without TLS;
+    `ssh_host_key` is one line of the form "ssh-ed25519 AAAA…"."""
+
+    instance_id: str
+    ssh_host_key: str | None = None
+    certificate: str | None = None
 
 
 class Status(Struct, frozen=True):
@@ -74,6 +104,14 @@ def decode_status(data: bytes) -> Status:
 
 def decode_current(data: bytes) -> Current:
     return msgspec.json.decode(data, type=Current)
+
+
+def decode_life(data: bytes) -> Life:
+    return msgspec.json.decode(data, type=Life)
+
+
+def decode_identity(data: bytes) -> Identity:
+    return msgspec.json.decode(data, type=Identity)
 
 
 class Mailbox(Protocol):

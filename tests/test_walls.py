@@ -13,7 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("stacks", "provision", "runtime")
-SHARED = ("runtime.sizing", "runtime.model_spec", "runtime.deployment", "runtime.mailbox")
+SHARED = (
+    "runtime.sizing",
+    "runtime.model_spec",
+    "runtime.deployment",
+    "runtime.mailbox",
+    "runtime.bucket",
+    "runtime.vm",
+)
 ENGINE_LINES = 5000
 
 # importer: the only modules of ours that it may import (a name stands for everything below it)

@@ -1,0 +1,65 @@
+"""What a stack's config holds beside the spec: decisions that were made once and must stay.
+
+    deployctl:expires_at   seconds since the epoch when the cloud deletes the machine; written by up, extend, wake
+    deployctl:placement    "<instance type>/<zone>": the candidate that has capacity; written by `deployctl up`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from provision.spec import Problem, SpecError
+
+PROJECT = "deployctl"
+EXPIRES_AT = f"{PROJECT}:expires_at"
+PLACEMENT = f"{PROJECT}:placement"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where to try: one instance type in one zone."""
+
+    instance_type: str
+    zone: str
+
+    def __str__(self) -> str:
+        return f"{self.instance_type}/{self.zone}"
+
+
+@dataclass(frozen=True, slots=True)
+class StackSettings:
+    """None = not decided yet: the program takes the first candidate, and counts the TTL from its first run."""
+
+    expires_at: int | None = None
+    placement: Placement | None = None
+
+    def as_config(self) -> dict[str, str]:
+        """Config keys and values of what is decided."""
+        found: dict[str, str] = {}
+        if self.expires_at is not None:
+            found[EXPIRES_AT] = str(self.expires_at)
+        if self.placement is not None:
+            found[PLACEMENT] = str(self.placement)
+        return found
+
+
+def split_config(config: Mapping[str, str]) -> tuple[dict[str, str], StackSettings]:
+    """(values of the spec, settings) from a stack's whole config; keys of other projects are left out.
+
+    Raises SpecError for settings that nobody could have written.
+    """
+    ours = {key: value for key, value in config.items() if key.startswith(f"{PROJECT}:")}
+    expires, placed = ours.pop(EXPIRES_AT, None), ours.pop(PLACEMENT, None)
+    problems = []
+    if expires is not None and not expires.isdecimal():
+        problems.append(Problem("expires_at", f"{expires!r} is not a time in seconds since 1970", where=EXPIRES_AT))
+    instance_type, slash, zone = (placed or "").partition("/")
+    if placed is not None and not (instance_type and slash and zone):
+        problems.append(Problem("placement", f"{placed!r} is not <instance type>/<zone>", where=PLACEMENT))
+    if problems:
+        raise SpecError(problems)
+    return ours, StackSettings(
+        expires_at=int(expires) if expires else None,
+        placement=Placement(instance_type, zone) if placed else None,
+    )

@@ -1,0 +1,49 @@
+"""The cloud VM as its own software knows it: `vm.json` of user-data, and where things lie on its disk.
+
+    /etc/deployctl/vm.json          Vm, written by user-data, constant for the VM's life
+    /var/lib/deployctl/             the machine folder, laid out like the one of a local deployment
+        releases/<id>/              deployment.json, weights.json, venv -> ../../venvs/<sha256[:12]>
+        current -> releases/<id>
+        venvs/<sha256[:12]>/        one virtual environment per wheel
+        agent -> venvs/…            the one that the agent runs from
+        tls/                        certificate.pem, key.pem
+        models/, hub/               weights (moved to the data disk where there is one)
+    /run/deployctl/                 engine.sock, status.json, keys.json: gone with a reboot, made anew by the agent
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from runtime.deployment import Struct
+
+Provider = Literal["aws", "alicloud"]
+
+VM_FILE = Path("/etc/deployctl/vm.json")
+STATE_DIR = Path("/var/lib/deployctl")
+RUN_DIR = Path("/run/deployctl")
+SERVER_USER = "deployctl-server"
+ENGINE_USER = "deployctl-engine"
+GROUP = "deployctl"
+METADATA_ADDRESS: dict[Provider, str] = {"aws": "169.254.169.254", "alicloud": "100.100.100.200"}
+
+
+class Vm(Struct, frozen=True):
+    """What user-data tells the VM: enough to find the mailbox, and nothing that may change.
+
+    `endpoint` is the base URL below which the mailbox's keys lie, for example
+    https://<bucket>.s3.<region>.amazonaws.com or https://<bucket>.oss-<region>-internal.aliyuncs.com.
+    """
+
+    name: str
+    provider: Provider
+    region: str
+    bucket: str
+    endpoint: str
+
+
+def decode_vm(data: bytes) -> Vm:
+    return msgspec.json.decode(data, type=Vm)

@@ -1,0 +1,43 @@
+"""What both clouds' components take and give: the same typed arguments, the same typed outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+
+from provision.planning import Plan
+from provision.spec import DeploymentSpec
+from provision.stack_settings import StackSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GpuVmArgs:
+    """Everything that a component needs to know. `wheel` is the path of the runtime's wheel, `wheel_sha256` its digest."""
+
+    spec: DeploymentSpec
+    plan: Plan
+    settings: StackSettings
+    wheel: str
+    wheel_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuVmOutputs:
+    """What a deployment exports, under these names. Prices in US dollars per hour, None where the catalog has none."""
+
+    endpoint: pulumi.Output[str]  # base URL, ends in /v1
+    api_key: pulumi.Output[str]  # secret
+    instance_id: pulumi.Output[str]
+    public_ip: pulumi.Output[str | None]
+    private_ip: pulumi.Output[str]
+    region: pulumi.Output[str]
+    zone: pulumi.Output[str]
+    instance_type: pulumi.Output[str]
+    image: pulumi.Output[str]
+    ssh_user: pulumi.Output[str]
+    ssh_private_key: pulumi.Output[str | None]  # secret; None with the user's own public key
+    mailbox: pulumi.Output[str]  # name of the bucket
+    release: pulumi.Output[str]
+    allowed_cidrs: pulumi.Output[list[str]]
+    expires_at: pulumi.Output[int | None]  # seconds since the epoch
