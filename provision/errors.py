@@ -34,7 +34,7 @@ class UsageError(DeployctlError):
 
 
 class SpecError(DeployctlError):
-    exit_code = 3
+    exit_code = 13
     meaning = "the spec is wrong: a name, type or combination in flags, deploy.yaml or Pulumi config"
 
 
@@ -84,7 +84,7 @@ class EndpointError(DeployctlError):
 
 
 class LeftoverError(DeployctlError):
-    exit_code = 13
+    exit_code = 3
     meaning = "`down` could not prove that nothing is left"
 
 

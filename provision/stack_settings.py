@@ -1,7 +1,7 @@
 """What a stack's config holds beside the spec: decisions that were made once and must stay.
 
-    deployctl:expires_at   seconds since the epoch when the cloud deletes the machine; written by up, extend, wake
-    deployctl:placement    "<instance type>/<zone>": the candidate that has capacity; written by `deployctl up`
+deployctl:expires_at   seconds since the epoch when the cloud deletes the machine; written by up, extend, wake
+deployctl:placement    "<instance type>/<zone>": the candidate that has capacity; written by `deployctl up`
 """
 
 from __future__ import annotations

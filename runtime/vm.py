@@ -1,14 +1,14 @@
 """The cloud VM as its own software knows it: `vm.json` of user-data, and where things lie on its disk.
 
-    /etc/deployctl/vm.json          Vm, written by user-data, constant for the VM's life
-    /var/lib/deployctl/             the machine folder, laid out like the one of a local deployment
-        releases/<id>/              deployment.json, weights.json, venv -> ../../venvs/<sha256[:12]>
-        current -> releases/<id>
-        venvs/<sha256[:12]>/        one virtual environment per wheel
-        agent -> venvs/…            the one that the agent runs from
-        tls/                        certificate.pem, key.pem
-        models/, hub/               weights (moved to the data disk where there is one)
-    /run/deployctl/                 engine.sock, status.json, keys.json: gone with a reboot, made anew by the agent
+/etc/deployctl/vm.json          Vm, written by user-data, constant for the VM's life
+/var/lib/deployctl/             the machine folder, laid out like the one of a local deployment
+    releases/<id>/              deployment.json, weights.json, venv -> ../../venvs/<sha256[:12]>
+    current -> releases/<id>
+    venvs/<sha256[:12]>/        one virtual environment per wheel
+    agent -> venvs/…            the one that the agent runs from
+    tls/                        certificate.pem, key.pem
+    models/, hub/               weights (moved to the data disk where there is one)
+/run/deployctl/                 engine.sock, status.json, keys.json: gone with a reboot, made anew by the agent
 """
 
 from __future__ import annotations

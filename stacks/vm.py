@@ -13,7 +13,7 @@ from provision.stack_settings import StackSettings
 
 @dataclass(frozen=True, slots=True)
 class GpuVmArgs:
-    """Everything that a component needs to know. `wheel` is the path of the runtime's wheel, `wheel_sha256` its digest."""
+    """Everything that a component needs to know. `wheel`: path of the runtime's wheel; `wheel_sha256`: its digest."""
 
     spec: DeploymentSpec
     plan: Plan

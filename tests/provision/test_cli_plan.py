@@ -79,7 +79,7 @@ def test_plan_reads_deploy_yaml_of_the_folder(run: Run, tmp_path: Path) -> None:
 
 def test_a_wrong_spec_ends_with_3_and_every_problem(run: Run) -> None:
     found = run("plan", "--cloud", "awss", "--dtype", "bf16", "--max-model-len", "x")
-    assert found.exit_code == 3
+    assert found.exit_code == 13
     for text in ("3 errors", "cloud (flag --cloud)", "'bfloat16'", "max_model_len"):
         assert text in found.stderr
     assert found.stdout == ""
@@ -88,7 +88,7 @@ def test_a_wrong_spec_ends_with_3_and_every_problem(run: Run) -> None:
 def test_a_wrong_spec_is_json_too(run: Run) -> None:
     found = run("plan", "--dtype", "bf16", "--json")
     error = json.loads(found.stdout)["error"]
-    assert error["exit_code"] == 3
+    assert error["exit_code"] == 13
     assert "bfloat16" in error["why"]
 
 
@@ -127,7 +127,7 @@ def test_config_show_reads_a_pulumi_stack_and_leaves_encrypted_values_to_pulumi(
 
 def test_a_stack_without_a_file_is_named(run: Run) -> None:
     found = run("config", "show", "--stack", "prod")
-    assert found.exit_code == 3
+    assert found.exit_code == 13
     assert "Pulumi.prod.yaml: there is no such file" in found.stderr
 
 
