@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from runtime.bucket import Bucket
 from runtime.deployment import Struct
 
 CURRENT = "release/current.json"
@@ -142,6 +143,26 @@ class FolderMailbox:
     def keys(self, prefix: str) -> list[str]:
         found = (p for p in self.root.rglob("*") if p.is_file() and not p.name.startswith("."))
         return sorted(key for p in found if (key := p.relative_to(self.root).as_posix()).startswith(prefix))
+
+
+class BucketMailbox:
+    """The mailbox of a cloud deployment. Every method raises runtime.bucket.BucketError.
+
+    A role that may not list the bucket is told AccessDenied for an object that is missing: `get` can answer None only
+    where listing is allowed.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def get(self, key: str) -> bytes | None:
+        return self._bucket.get(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._bucket.put(key, data)
+
+    def keys(self, prefix: str) -> list[str]:
+        return [blob.key for blob in self._bucket.blobs(prefix)]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

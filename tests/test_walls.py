@@ -19,6 +19,9 @@ SHARED = (
     "runtime.deployment",
     "runtime.mailbox",
     "runtime.bucket",
+    "runtime.s3",
+    "runtime.oss",
+    "runtime.alicloud_credentials",
     "runtime.vm",
 )
 ENGINE_LINES = 5000
