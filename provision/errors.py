@@ -113,6 +113,16 @@ class DiskFullError(DeployctlError):
     meaning = "a disk is full"
 
 
+class CloudError(DeployctlError):
+    exit_code = 19
+    meaning = "the cloud refused, or Pulumi failed: credentials, permissions, quota, a wrong value"
+
+
+class CapacityError(DeployctlError):
+    exit_code = 20
+    meaning = "no zone and instance type that was tried has capacity now"
+
+
 class StoppedError(DeployctlError):
     exit_code = 130
     meaning = "Ctrl-C; what was started goes on or can be taken up again"

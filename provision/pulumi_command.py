@@ -1,0 +1,133 @@
+"""The pulumi command as a child process that Ctrl-C cannot tear away from its work.
+
+It runs in a session of its own, so that the terminal's Ctrl-C reaches deployctl only, which passes it on: once, and
+pulumi finishes what is in flight, saves its state and ends; twice, and it ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pulumi.automation import CommandResult, OnOutput, PulumiCommand
+from pulumi.automation.errors import create_command_error
+
+from provision.backend import own_copy
+from provision.errors import MissingPartError
+
+KILL_AFTER = 3  # interrupts
+INSTALL_PAGE = "https://www.pulumi.com/docs/install/"
+
+
+class Command(PulumiCommand):
+    """`pulumi` for the Automation API. `on_interrupt` is called with the number of the Ctrl-C, from 1."""
+
+    def __init__(self, path: Path, on_interrupt: Callable[[int], None]) -> None:
+        super().__init__(root=str(path.parent.parent) if path.parent.name == "bin" else None)
+        self._on_interrupt = on_interrupt
+
+    def run(
+        self,
+        args: list[str],
+        cwd: str,
+        additional_env: Mapping[str, str],
+        on_output: OnOutput | None = None,
+        on_error: OnOutput | None = None,
+    ) -> CommandResult:
+        """Raises CommandError for a status other than 0, KeyboardInterrupt once pulumi has ended after a Ctrl-C."""
+        return self.run_with_input(args, cwd, additional_env, "", on_output, on_error)
+
+    def run_with_input(
+        self,
+        args: list[str],
+        cwd: str,
+        additional_env: Mapping[str, str],
+        text: str,
+        on_output: OnOutput | None = None,
+        on_error: OnOutput | None = None,
+    ) -> CommandResult:
+        """Like `run`, with `text` on pulumi's standard input: the way for secrets."""
+        with subprocess.Popen(
+            [self.command, "--non-interactive", *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
+            encoding="utf-8",
+            start_new_session=True,
+        ) as child:
+            readers = [_Reader(child.stdout, on_output), _Reader(child.stderr, on_error)]
+            interrupts = self._see_through(child, text, readers)
+        result = CommandResult(stdout=readers[0].text(), stderr=readers[1].text(), code=child.returncode)
+        if interrupts:
+            raise KeyboardInterrupt
+        if result.code != 0:
+            raise create_command_error(result)
+        return result
+
+    def _see_through(self, child: subprocess.Popen[str], text: str, readers: list[_Reader]) -> int:
+        """Waits for the child and all that it says; returns how often the user pressed Ctrl-C meanwhile."""
+        interrupts = 0
+        while True:
+            try:
+                _feed(child, text)
+                for reader in readers:
+                    reader.join()
+                child.wait()
+                return interrupts
+            except KeyboardInterrupt:
+                interrupts += 1
+                self._on_interrupt(interrupts)
+                with contextlib.suppress(ProcessLookupError):
+                    if interrupts < KILL_AFTER:
+                        child.send_signal(signal.SIGINT)
+                    else:
+                        os.killpg(child.pid, signal.SIGKILL)
+
+
+class _Reader(threading.Thread):
+    """Collects one stream line by line."""
+
+    def __init__(self, stream: IO[str] | None, callback: OnOutput | None) -> None:
+        super().__init__(daemon=True)
+        self._stream = stream
+        self._callback = callback
+        self._lines: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        for line in self._stream or ():
+            self._lines.append(line.rstrip())
+            if self._callback:
+                self._callback(line.rstrip())
+
+    def text(self) -> str:
+        return "\n".join(self._lines)
+
+
+def _feed(child: subprocess.Popen[str], text: str) -> None:
+    if child.stdin is not None and not child.stdin.closed:
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(text)
+            child.stdin.close()
+
+
+def install_pulumi() -> Path:
+    """Downloads the pulumi command into our cache. Raises MissingPartError when that fails."""
+    try:
+        PulumiCommand.install(root=str(own_copy()))
+    except (OSError, subprocess.SubprocessError) as error:
+        said: Any = error.stdout if isinstance(error, subprocess.CalledProcessError) else error
+        raise MissingPartError(
+            "the pulumi command could not be installed",
+            why=said.decode(errors="replace").strip() if isinstance(said, bytes) else str(said),
+            next_command=f"install it from {INSTALL_PAGE} and put it on PATH",
+        ) from error
+    return own_copy() / "bin" / "pulumi"
