@@ -24,6 +24,14 @@ DELETE_MOST = 1000  # keys in one request
 CHUNK_BYTES = 2**18
 MISSING = "NoSuchKey"
 TRANSIENT = ("RequestTimeTooSkewed", "RequestTimeout", "SecurityTokenExpired")
+_LINE = (
+    failures.RequestError,
+    failures.ResponseError,
+    failures.InconsistentError,  # its own CRC-64 of what came
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+)
 FORBIDDEN_HINT = (
     "Alibaba Cloud closes the public endpoints of mainland regions to accounts made since 2025-03-20; set OSS_ENDPOINT "
     "to a domain of your own that is bound to the bucket, or work from inside the region"
@@ -84,9 +92,7 @@ class OssBucket:
                     seen += len(chunk)
                     yield chunk
         if seen != end - start:
-            # The SDK does not compare what came with Content-Length: a cut connection looks like the end.
-            said = f"{self._place}/{key}: {seen} bytes came, {end - start} were asked for"
-            raise BucketError(said, transient=seen < end - start)
+            raise BucketError(f"{self._place}/{key}: {seen} bytes came, {end - start} were asked for")
 
     def checksum(self, key: str) -> Checksum | None:
         with self._errors(key):
@@ -137,16 +143,17 @@ class OssBucket:
 def _translate(error: Exception, place: str) -> BucketError:
     """The cause inside the SDK's wrappers (OperationError, UploadError, RequestError) as a BucketError."""
     cause: BaseException = error
-    while isinstance(inner := getattr(cause, "unwrap", lambda: None)(), BaseException):
+    transient = isinstance(error, _LINE)
+    while isinstance(inner := getattr(cause, "kwargs", {}).get("error"), BaseException):
         cause = inner
+        transient = (transient or isinstance(cause, _LINE)) and not isinstance(cause, requests.exceptions.SSLError)
     if isinstance(cause, CredentialsError):
         return BucketError(f"{place}: {cause}", code=NO_CREDENTIALS, transient=cause.transient)
     if isinstance(cause, failures.ServiceError):
         code = str(cause.code or cause.status_code)
-        said = f"{place}: {code}: {cause.message}"
+        said = ": ".join(part for part in (place, code, cause.message) if part)
         if code == "PublicEndpointForbidden":
             said += f" ({FORBIDDEN_HINT})"
         transient = cause.status_code >= 500 or cause.status_code == 429 or code in TRANSIENT
         return BucketError(said, code=code, transient=transient)
-    line = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-    return BucketError(f"{place}: {cause}", transient=isinstance(cause, (*line, failures.InconsistentError)))
+    return BucketError(f"{place}: {cause}", transient=transient)

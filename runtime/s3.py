@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import boto3
@@ -27,6 +27,7 @@ MISSING = ("NoSuchKey", "404", "NotFound")
 TRANSIENT = ("SlowDown", "RequestTimeout", "Throttling", "RequestTimeTooSkewed", "ExpiredToken", "OperationAborted")
 _NO_CREDENTIALS = (failures.NoCredentialsError, failures.PartialCredentialsError, failures.ProfileNotFound)
 _LINE = (
+    failures.ConnectionError,
     failures.HTTPClientError,
     failures.IncompleteReadError,
     failures.ResponseStreamingError,
@@ -48,8 +49,9 @@ class S3Bucket:
             max_pool_connections=CONNECTIONS,
             s3={"addressing_style": "path" if service.path_style else "virtual"},
         )
+        session = boto3.session.Session()  # the default session would keep another bucket's credentials
         with self._errors():
-            self._client: Any = boto3.client("s3", region_name=region, endpoint_url=service.url, config=config)
+            self._client: Any = session.client("s3", region_name=region, endpoint_url=service.url, config=config)
 
     def get(self, key: str) -> bytes | None:
         try:
@@ -69,7 +71,7 @@ class S3Bucket:
         with self._errors(key):
             answer = self._client.get_object(Bucket=self.name, Key=key, Range=f"bytes={start}-{end - 1}", **wanted)
             seen = 0
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 for chunk in body.iter_chunks(CHUNK_BYTES):
                     seen += len(chunk)
                     yield chunk
@@ -126,7 +128,8 @@ class S3Bucket:
             code = str(said.get("Code", "unknown"))
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             transient = status >= 500 or status == 429 or code.startswith(TRANSIENT)
-            raise BucketError(f"{place}: {code}: {said.get('Message', '')}", code=code, transient=transient) from error
+            words = ": ".join(part for part in (place, code, said.get("Message")) if part)
+            raise BucketError(words, code=code, transient=transient) from error
         except _NO_CREDENTIALS as error:
             raise BucketError(
                 f"{place}: no AWS credentials ({error}); run `aws configure`, or set AWS_PROFILE", code=NO_CREDENTIALS
