@@ -2,6 +2,8 @@
 
 wait ──new release──► python ► disk ► driver ► runtime ► weights ► load ► serve ──► ready ──► watch
                          └────────────── error ──────────────┴── error ──┴► back to the release before
+
+It is the same on `local` and on a cloud's VM; what differs stands behind `runtime.agent.machine.Machine`.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from pathlib import Path
 
 import msgspec
 
-from runtime.agent import phases
 from runtime.agent.control import SupervisorClient
+from runtime.agent.machine import LocalMachine, Machine
 from runtime.agent.releases import Failure, Release, ReleaseError, Releases
-from runtime.agent.serving import Serving, failure_of, probe_health
-from runtime.agent.status import PhaseError, Progress, StatusBoard
+from runtime.agent.serving import Serving, failure_of
+from runtime.agent.status import MIN_INTERVAL_S, PhaseError, Progress, Report, StatusBoard
 from runtime.agent.supervisor import read_record
-from runtime.agent.units import UnitError, UnitManager, UnitState
+from runtime.agent.units import UnitError, UnitState
 from runtime.agent.weights import CONVERTER, Caches, missing_bytes, prepare_weights
+from runtime.bucket import BucketError
 from runtime.mailbox import CURRENT, HUB_SECRET, Current, FolderMailbox, Mailbox, Phase, decode_current
 
 
@@ -33,6 +36,7 @@ class Settings:
     """Times in seconds, and the two things that a test replaces."""
 
     poll_s: float = 0.5
+    status_s: float = MIN_INTERVAL_S  # between two reports of progress
     probe_s: float = 2.0  # between two looks at /health while all is well
     retry_s: float = 10.0  # before a first deployment that failed is tried again; doubles up to retry_most_s
     retry_most_s: float = 60.0
@@ -60,25 +64,17 @@ class Settled:
 
 
 class Agent:
-    """One machine's agent. `run` returns after `stop`."""
+    """One machine's agent. `run` returns after `stop`, or when it must start again on the version of a new release."""
 
-    def __init__(
-        self,
-        state: Path,
-        mailbox: Mailbox,
-        units: UnitManager,
-        address: tuple[str, int],
-        caches: Caches,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, machine: Machine, mailbox: Mailbox, settings: Settings) -> None:
+        self._machine = machine
         self._mailbox = mailbox
-        self._units = units
-        self._caches = caches
+        self._units = machine.units
         self._settings = settings
-        self._releases = Releases(state)
-        self._board = StatusBoard(mailbox)
+        self._releases = Releases(machine.state, machine.access)
+        self._board = StatusBoard(mailbox, machine.instance_id, settings.status_s)
         self._stop = threading.Event()
-        self._serving = Serving(units, self._releases, *address, self._pause, settings.no_progress_s)
+        self._serving = Serving(machine.units, self._releases, machine, self._pause, settings.no_progress_s)
         self._working_on: Current | None = None
         self._settled: Settled | None = None
         self._retries = 0
@@ -102,7 +98,7 @@ class Agent:
             except msgspec.DecodeError as error:
                 self._board.post("", "python", error=f"{CURRENT}: {error}", hint="run `deployctl up` again")
                 self._stop.wait(self._settings.poll_s)
-            except UnitError as error:  # the supervisor is about to stop, and this process with it
+            except UnitError as error:  # usually the supervisor is about to stop, and this process with it
                 self._log(str(error))
                 self._stop.wait(self._settings.poll_s)
         return 0
@@ -126,14 +122,13 @@ class Agent:
         try:
             release = self._releases.install(self._mailbox, wanted)
             if self._serving.is_ready(release):
+                self._serving.reopen(release)
                 self._succeed(wanted, release)
                 return
             if (failure := release.failure()) is not None:
                 self._fall_back(wanted, release, failure)
                 return
             self._log(f"release {release.id}: {release.deployment.model.source}")
-            if self._releases.current() is None:
-                self._releases.switch(release)
             self._serving.start_server()
             for phase, work in self._plan(wanted, release):
                 self._note(release, phase)
@@ -143,44 +138,51 @@ class Agent:
             self._fail(wanted, None, "python", PhaseError(str(error), "run `deployctl up` again", retry=False))
         except PhaseError as error:
             self._fail(wanted, release, phase, error)
+        except BucketError as error:
+            self._postpone(wanted, phase, f"the mailbox cannot be reached: {error}", "it is tried again by itself")
+        except OSError as error:  # a full disk above all
+            self._postpone(wanted, phase, str(error), "free space on the machine's disk; it is tried again by itself")
         finally:
             self._working_on = None
 
     def _plan(self, wanted: Current, release: Release) -> list[tuple[Phase, Callable[[], None]]]:
-        deployment = release.deployment
-        settings = self._settings
-        hub = deployment.model.source.startswith("hf:")
+        machine = self._machine
 
-        def check_disk() -> None:
-            need = missing_bytes(deployment, self._caches, release.weights())
-            phases.check_disk(self._caches.hub if hub else self._caches.models, need, settings.free_bytes)
+        def report_as(phase: Phase) -> Report:
+            return lambda progress: self._advance(release, phase, progress)
 
-        def prepare() -> None:
-            weights = prepare_weights(
-                deployment.model,
-                self._caches,
-                lambda progress: self._advance(release, "weights", progress),
+        def python() -> None:
+            machine.prepare_python(wanted, release, report_as("python"))
+            if self._releases.current() is None:
+                self._releases.switch(release)
+            self._serving.start_server()
+
+        def need_bytes(caches: Caches) -> int:
+            return missing_bytes(release.deployment, caches, release.weights())
+
+        def weights() -> None:
+            found = prepare_weights(
+                release.deployment.model,
+                machine.caches,
+                report_as("weights"),
                 done=release.weights(),
                 token=self._hub_token(),
-                converter=settings.converter,
+                converter=self._settings.converter,
             )
-            release.put_weights(weights)
+            release.put_weights(found)
 
         def load() -> None:
             self._serving.activate(release)
-            self._serving.follow(lambda progress: self._advance(release, "load", progress))
-
-        def serve() -> None:
-            self._serving.follow(lambda progress: self._advance(release, "serve", progress))
+            self._serving.follow(release, report_as("load"))
 
         return [
-            ("python", lambda: phases.check_python(wanted)),
-            ("disk", check_disk),
-            ("driver", lambda: phases.check_driver(deployment)),
-            ("runtime", lambda: phases.check_runtime(deployment)),
-            ("weights", prepare),
+            ("python", python),
+            ("disk", lambda: machine.prepare_disk(release, need_bytes, report_as("disk"))),
+            ("driver", lambda: machine.prepare_driver(release, report_as("driver"))),
+            ("runtime", lambda: machine.prepare_runtime(wanted, release, report_as("runtime"))),
+            ("weights", weights),
             ("load", load),
-            ("serve", serve),
+            ("serve", lambda: self._serving.follow(release, report_as("serve"))),
         ]
 
     def _hub_token(self) -> str | None:
@@ -195,24 +197,41 @@ class Agent:
     def _succeed(self, wanted: Current, release: Release) -> None:
         release.mark_ready()
         self._releases.prune()
-        self._settled = Settled(wanted, release)
+        self._settled = Settled(wanted, release, hint=self._machine.warning())
         self._retries = 0
-        self._board.post(release.id, "ready", Progress(percent=100.0))
+        self._board.post(release.id, "ready", Progress(percent=100.0), hint=self._settled.hint)
         self._log(f"release {release.id} is ready")
+        if self._machine.settle(release):
+            self._stop.set()
 
     def _fail(self, wanted: Current, release: Release | None, phase: Phase, error: PhaseError) -> None:
         self._log(f"release {wanted.release}: phase {phase}: {error.error} | hint: {error.hint}")
+        self._machine.note_failure()
         failure = Failure(phase=phase, error=error.error, hint=error.hint)
         if self._previous(wanted, release) is None and error.retry:
-            wait = min(self._settings.retry_most_s, self._settings.retry_s * 2**self._retries)
-            self._retries += 1
-            retry_at = time.monotonic() + wait
-            self._settled = Settled(wanted, None, error.error, error.hint, retry_at)
+            self._settled = Settled(wanted, None, error.error, error.hint, self._retry_at())
             self._board.post(wanted.release, phase, error=error.error, hint=error.hint)
             return
         if release is not None:
             release.mark_failed(failure)
         self._fall_back(wanted, release, failure)
+
+    def _postpone(self, wanted: Current, phase: Phase, error: str, hint: str) -> None:
+        """The machine's surroundings failed, not the release: what serves goes on, and the work is tried again."""
+        self._log(f"release {wanted.release}: phase {phase}: {error}")
+        self._machine.note_failure()
+        current = self._releases.current()
+        serving = current if current is not None and self._serving.is_ready(current) else None
+        self._settled = Settled(wanted, serving, error, hint, self._retry_at())
+        if serving is None:
+            self._board.post(wanted.release, phase, error=error, hint=hint)
+        else:
+            self._board.post(serving.id, "ready", error=error, hint=hint)
+
+    def _retry_at(self) -> float:
+        wait = min(self._settings.retry_most_s, self._settings.retry_s * 2**self._retries)
+        self._retries += 1
+        return time.monotonic() + wait
 
     def _previous(self, wanted: Current, release: Release | None) -> Release | None:
         """The release to go back to. One that has served before is not replaced by an older one."""
@@ -234,7 +253,7 @@ class Agent:
         try:
             self._serving.activate(previous)
             self._serving.follow(
-                lambda progress: self._advance(previous, "load", progress, f"{failed}; going back", hint)
+                previous, lambda progress: self._advance(previous, "load", progress, f"{failed}; going back", hint)
             )
         except PhaseError as error:
             both = f"{failed}; release {previous.id} does not come back either: {error.error}"
@@ -267,7 +286,7 @@ class Agent:
 
     def _look(self, settled: Settled, release: Release, units: tuple[UnitState, ...], now: float) -> None:
         self._probed_at = now
-        health = probe_health(*self._address)
+        health = self._machine.probe(release)
         pids = tuple(unit.pid for unit in units)
         if health is not None and health.ready and all(unit.state == "running" for unit in units):
             settled.seen, settled.moved_at = pids, now
@@ -282,10 +301,6 @@ class Agent:
             self._units.restart("engine")
         progress = Progress() if health is None else Progress(health.percent, None, health.eta_s)
         self._board.post(release.id, "load", progress)
-
-    @property
-    def _address(self) -> tuple[str, int]:
-        return self._serving.host, self._serving.port
 
     def _note(self, release: Release, phase: Phase) -> None:
         """A phase begins. While a failed deployment is tried again, its error stays until something moves."""
@@ -335,14 +350,27 @@ def run(state: Path, mailbox: Path, settings: Settings | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    agent = Agent(
+    settings = settings or Settings()
+    machine = LocalMachine(
         state,
-        FolderMailbox(mailbox.absolute()),
         SupervisorClient(state / "run"),
-        (record.host, record.port),
+        record.host,
+        record.port,
         Caches.from_environment(os.environ),
-        settings or Settings(),
+        settings.free_bytes,
     )
+    return follow_signals(Agent(machine, FolderMailbox(mailbox.absolute()), settings))
+
+
+def follow_signals(agent: Agent) -> int:
+    """Runs the agent until SIGTERM or SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     return agent.run()
+
+
+def run_vm(vm: Path) -> int:
+    """`deployctl-runtime agent --vm`: the same on a cloud's VM. Imported here: a local machine needs none of it."""
+    from runtime.agent.vm_machine import run
+
+    return run(vm)

@@ -4,6 +4,7 @@ machine/releases/<id>/deployment.json   what to serve
                      /weights.json      where the weights phase put the model
                      /ready             this release has served: a rollback may go back to it
                      /failed.json       it failed and will not be tried again by itself
+                     /venv -> ../../venvs/…   on a VM: what it runs on
 machine/current -> releases/<id>
 """
 
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import msgspec
 
+from runtime.agent.files import PRIVATE, Access
 from runtime.deployment import Deployment, Struct, Weights, decode_deployment, decode_weights, encode
-from runtime.mailbox import Current, Mailbox, Phase, write_atomic
+from runtime.mailbox import Current, Mailbox, Phase
 
 KEEP = 3
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -43,6 +45,7 @@ class Release:
     id: str
     folder: Path
     deployment: Deployment
+    access: Access = PRIVATE
 
     @property
     def proven(self) -> bool:
@@ -57,22 +60,23 @@ class Release:
         return None if data is None else msgspec.json.decode(data, type=Failure)
 
     def put_weights(self, weights: Weights) -> None:
-        write_atomic(self.folder / "weights.json", encode(weights))
+        self.access.write(self.folder / "weights.json", encode(weights))
 
     def mark_ready(self) -> None:
         """The file's time says which release served last."""
-        write_atomic(self.folder / "ready", b"")
+        self.access.write(self.folder / "ready", b"")
 
     def mark_failed(self, failure: Failure) -> None:
-        write_atomic(self.folder / "failed.json", encode(failure))
+        self.access.write(self.folder / "failed.json", encode(failure))
 
 
 class Releases:
     """The folder `releases/` and the link `current` of one machine folder."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, access: Access = PRIVATE) -> None:
         self.root = state / "releases"
         self.link = state / "current"
+        self._access = access
 
     def install(self, mailbox: Mailbox, current: Current) -> Release:
         """Copies the release's `deployment.json` from the mailbox. Safe to repeat. Raises ReleaseError."""
@@ -87,8 +91,8 @@ class Releases:
             raise ReleaseError(f"release {current.release}: {current.deployment}: {error}") from error
         folder = self.root / current.release
         if _read(folder / "deployment.json") != data:
-            write_atomic(folder / "deployment.json", data)
-        return Release(current.release, folder, deployment)
+            self._access.write(folder / "deployment.json", data)
+        return Release(current.release, folder, deployment, self._access)
 
     def current(self) -> Release | None:
         """The release that `current` points to, or None before the first."""
@@ -96,7 +100,7 @@ class Releases:
             folder = self.root / os.readlink(self.link).rpartition("/")[2]
         except FileNotFoundError:
             return None
-        return _open(folder)
+        return self._open(folder)
 
     def switch(self, release: Release) -> None:
         """Points `current` at `release` in one atomic step."""
@@ -107,18 +111,22 @@ class Releases:
 
     def seed(self, mailbox: Mailbox, current: Current) -> None:
         """Before anything runs: gives the server a release to start with, and failed ones a new chance."""
-        for mark in self.root.glob("*/failed.json"):
-            mark.unlink(missing_ok=True)
+        self.forgive()
         release = self.install(mailbox, current)
         if self.current() is None:
             self.switch(release)
+
+    def forgive(self) -> None:
+        """Releases that failed may be tried again."""
+        for mark in self.root.glob("*/failed.json"):
+            mark.unlink(missing_ok=True)
 
     def last_proven(self, besides: str) -> Release | None:
         """The release that served last, other than `besides` and not given up since."""
         marks = sorted(self.root.glob("*/ready"), key=lambda mark: mark.stat().st_mtime_ns, reverse=True)
         folders = (mark.parent for mark in marks if mark.parent.name != besides)
         folder = next((f for f in folders if not (f / "failed.json").exists()), None)
-        return None if folder is None else _open(folder)
+        return None if folder is None else self._open(folder)
 
     def prune(self, keep: int = KEEP) -> None:
         """Removes all but the newest `keep` releases; the current one always stays."""
@@ -128,10 +136,9 @@ class Releases:
             if serving is None or folder.name != serving.id:
                 shutil.rmtree(folder)
 
-
-def _open(folder: Path) -> Release | None:
-    data = _read(folder / "deployment.json")
-    return None if data is None else Release(folder.name, folder, decode_deployment(data))
+    def _open(self, folder: Path) -> Release | None:
+        data = _read(folder / "deployment.json")
+        return None if data is None else Release(folder.name, folder, decode_deployment(data), self._access)
 
 
 def _age_key(folder: Path) -> int:

@@ -1,15 +1,16 @@
 """Phases `load` and `serve`: put a release behind the port, and see it through until it answers.
 
-Server and engine always run on the release that `current` points to; the supervisor fills it in at each
-start.
+Server and engine always run on the release that `current` points to when they start.
 """
 
 from __future__ import annotations
 
 import http.client
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -35,10 +36,16 @@ class Health(msgspec.Struct, frozen=True):
     hint: str | None = None
 
 
-def probe_health(host: str, port: int, timeout_s: float = PROBE_TIMEOUT_S) -> Health | None:
-    """Asks the server on this machine; None when it does not answer."""
-    connection = http.client.HTTPConnection(LOOPBACK.get(host, host), port, timeout=timeout_s)
+def probe_health(
+    host: str, port: int, certificate: bytes | None = None, timeout_s: float = PROBE_TIMEOUT_S
+) -> Health | None:
+    """Asks the server on this machine; None when it does not answer. `certificate` (DER): asks over TLS, and believes
+    a server with exactly this one."""
+    connection = _connection(LOOPBACK.get(host, host), port, certificate, timeout_s)
     try:
+        connection.connect()
+        if certificate is not None and _shown_by(connection) != certificate:
+            return Health(error="the server shows another certificate than the one of this machine")
         connection.request("GET", "/health")
         response = connection.getresponse()
         body = response.read()
@@ -54,14 +61,35 @@ def probe_health(host: str, port: int, timeout_s: float = PROBE_TIMEOUT_S) -> He
         return Health(error=f"/health answers {response.status}")
 
 
+def _connection(host: str, port: int, certificate: bytes | None, timeout_s: float) -> http.client.HTTPConnection:
+    if certificate is None:
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+    context = ssl.create_default_context()
+    # The certificate names the machine's addresses, not loopback's: it is compared as a whole instead.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+
+
+def _shown_by(connection: http.client.HTTPConnection) -> bytes | None:
+    return connection.sock.getpeercert(binary_form=True) if isinstance(connection.sock, ssl.SSLSocket) else None
+
+
+class Door(Protocol):
+    """How a release is reached on this machine; see `runtime.agent.machine.Machine`."""
+
+    def open(self, release: Release) -> bool: ...
+
+    def probe(self, release: Release) -> Health | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """Server and engine as the agent sees them. `pause` waits some seconds and may raise to interrupt."""
 
     units: UnitManager
     releases: Releases
-    host: str
-    port: int
+    door: Door
     pause: Callable[[float], None]
     no_progress_s: float = 300.0
 
@@ -73,7 +101,7 @@ class Serving:
         units = (self.units.state("server"), self.units.state("engine"))
         if any(unit.state != "running" or unit.release != release.id for unit in units):
             return False
-        health = probe_health(self.host, self.port)
+        health = self.door.probe(release)
         return health is not None and health.ready
 
     def activate(self, release: Release) -> None:
@@ -82,19 +110,29 @@ class Serving:
         The old server stops first (it drains, and new connections wait in the socket's backlog), so that the
         new one never meets the old engine.
         """
+        reopened = self.door.open(release)
         self.releases.switch(release)
         stale = [name for name in ("server", "engine") if not _runs_on(self.units.state(name), release)]
+        if reopened and "server" not in stale:
+            stale.insert(0, "server")
         for name in stale:
             self.units.stop(name)
         for name in stale:
             self.units.start(name)
 
     def start_server(self) -> None:
-        """For a machine that had no release when the supervisor began. A server that runs is left alone."""
-        if self.units.state("server").state == "stopped":
+        """For a machine whose server waits for its first release. One that runs is left alone."""
+        current = self.releases.current()
+        if current is not None and self.units.state("server").state == "stopped":
+            self.door.open(current)
             self.units.start("server")
 
-    def follow(self, report: Report) -> None:
+    def reopen(self, release: Release) -> None:
+        """For a release that is ready already: its certificate may have been renewed."""
+        if self.door.open(release):
+            self.units.restart("server")
+
+    def follow(self, release: Release, report: Report) -> None:
         """Waits until /health says ready. Raises PhaseError when that cannot be hoped for any more."""
         exits_before = self.units.state("engine").exits
         moved_at, seen = time.monotonic(), None
@@ -106,7 +144,7 @@ class Serving:
             if engine.exits - exits_before >= LOAD_EXITS:
                 self.units.stop("engine")
                 raise failure_of(engine)
-            health = probe_health(self.host, self.port)
+            health = self.door.probe(release)
             if health is not None and health.ready and engine.state == "running":
                 return
             now_seen = (health, engine.pid, server.pid)

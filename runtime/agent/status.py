@@ -13,7 +13,7 @@ import msgspec
 
 from runtime.mailbox import STATUS, Mailbox, Phase, Status, encode_status
 
-MIN_INTERVAL_S = 0.25  # between two writes that differ in progress only
+MIN_INTERVAL_S = 0.25  # between two writes that differ in progress only; a bucket wants more
 HEARTBEAT_S = 10.0  # an unchanged status is written again: a reader can tell a quiet agent from a dead one
 PACE_WINDOW_S = 20.0
 
@@ -61,8 +61,11 @@ class Pace:
 class StatusBoard:
     """Writes `status/status.json`; unchanged or too frequent updates are left out."""
 
-    def __init__(self, mailbox: Mailbox, instance_id: str | None = None) -> None:
+    def __init__(
+        self, mailbox: Mailbox, instance_id: str | None = None, min_interval_s: float = MIN_INTERVAL_S
+    ) -> None:
         self._mailbox = mailbox
+        self._min_interval_s = min_interval_s
         self._instance_id = instance_id or f"host:{socket.gethostname()}"
         self._written: Status | None = None
         self._written_at = 0.0
@@ -101,9 +104,8 @@ class StatusBoard:
             self._mailbox.put(STATUS, encode_status(self._written))
             self._written_at = now
 
-    @staticmethod
-    def _is_due(new: Status, old: Status, age_s: float) -> bool:
+    def _is_due(self, new: Status, old: Status, age_s: float) -> bool:
         if (new.release, new.phase, new.error, new.hint) != (old.release, old.phase, old.error, old.hint):
             return True
         changed = msgspec.structs.replace(new, updated_at=old.updated_at) != old
-        return age_s >= (MIN_INTERVAL_S if changed else HEARTBEAT_S)
+        return age_s >= (self._min_interval_s if changed else HEARTBEAT_S)

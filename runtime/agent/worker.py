@@ -52,6 +52,12 @@ class WorkerError(Exception):
         self.transient = transient
 
 
+def emit(line: WorkerLine) -> None:
+    """A worker says one line. One write, so that lines of two threads cannot mix."""
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def run_worker(argv: tuple[str, ...], *, stdin: bytes = b"", report: Report, stall_s: float) -> WorkerLine:
     """Runs `argv` to its end and returns its last line. Call it from a thread that outlives the worker.
 
