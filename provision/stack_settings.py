@@ -2,6 +2,7 @@
 
 deployctl:expires_at   seconds since the epoch when the cloud deletes the machine; written by up, extend, wake
 deployctl:placement    "<instance type>/<zone>": the candidate that has capacity; written by `deployctl up`
+deployctl:weights_disk id of a weights disk that `down --keep-disk` left: it is attached, and no new one is made
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from provision.spec import Problem, SpecError
 PROJECT = "deployctl"
 EXPIRES_AT = f"{PROJECT}:expires_at"
 PLACEMENT = f"{PROJECT}:placement"
+WEIGHTS_DISK = f"{PROJECT}:weights_disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class StackSettings:
 
     expires_at: int | None = None
     placement: Placement | None = None
+    weights_disk: str | None = None
 
     def as_config(self) -> dict[str, str]:
         """Config keys and values of what is decided."""
@@ -41,6 +44,8 @@ class StackSettings:
             found[EXPIRES_AT] = str(self.expires_at)
         if self.placement is not None:
             found[PLACEMENT] = str(self.placement)
+        if self.weights_disk is not None:
+            found[WEIGHTS_DISK] = self.weights_disk
         return found
 
 
@@ -51,6 +56,7 @@ def split_config(config: Mapping[str, str]) -> tuple[dict[str, str], StackSettin
     """
     ours = {key: value for key, value in config.items() if key.startswith(f"{PROJECT}:")}
     expires, placed = ours.pop(EXPIRES_AT, None), ours.pop(PLACEMENT, None)
+    weights_disk = ours.pop(WEIGHTS_DISK, None)
     problems = []
     if expires is not None and not expires.isdecimal():
         problems.append(Problem("expires_at", f"{expires!r} is not a time in seconds since 1970", where=EXPIRES_AT))
@@ -62,4 +68,5 @@ def split_config(config: Mapping[str, str]) -> tuple[dict[str, str], StackSettin
     return ours, StackSettings(
         expires_at=int(expires) if expires else None,
         placement=Placement(instance_type, zone) if placed else None,
+        weights_disk=weights_disk or None,
     )

@@ -1,34 +1,33 @@
-"""`pulumi up`: stack config → spec → plan → resources. There are no resources yet, and it says so first."""
+"""`pulumi up`: stack config → spec → plan → preflight → one GPU VM → its endpoint answers → exports."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 
-from provision.config import resolve
-from provision.errors import NotYetError
-from provision.spec import DeploymentSpec
+import pulumi
 
-
-def read_spec(environ: Mapping[str, str]) -> DeploymentSpec:
-    """The spec in the stack's config; the stack's name is the deployment's. Raises provision.spec.SpecError.
-
-    Pulumi's Python host hands a program the stack's whole config as JSON in PULUMI_CONFIG; read there, a
-    misspelt key is an error and not a key that nobody asks for.
-    """
-    config: dict[str, str] = json.loads(environ.get("PULUMI_CONFIG", "{}"))
-    ours = {key: value for key, value in config.items() if key.startswith("deployctl:")}
-    return resolve({"name": environ["PULUMI_STACK"].rpartition("/")[2]}, pulumi=ours, env=environ).spec
+from provision.errors import DeployctlError
+from stacks.component import make_component, make_provider
+from stacks.order import explain, plan_to_start, read_config, take_wheel
+from stacks.preflight import run_preflight
+from stacks.report import export_everything, wait_ready
+from stacks.vm import GpuVmArgs
 
 
 def main(environ: Mapping[str, str]) -> None:
-    spec = read_spec(environ)
-    raise NotYetError(
-        f"`pulumi up` cannot deploy to {spec.cloud!r} yet",
-        why="this version deploys to this machine only; the config of this stack is valid",
-        next_command="deployctl up --model demo",
-    )
+    """Raises pulumi.RunError with everything that is wrong, in words for the user."""
+    try:
+        spec, settings = read_config(environ)
+        plan = plan_to_start(spec, settings)
+        wheel, sha256 = take_wheel(spec)
+        provider = make_provider(spec)
+        found = run_preflight(spec, plan, settings, provider=provider)
+        args = GpuVmArgs(spec, plan, settings, found, str(wheel), sha256)
+        vm = make_component(args, provider)
+        export_everything(args, vm.outputs, wait_ready(args, vm.outputs, vm))
+    except DeployctlError as error:
+        raise pulumi.RunError(explain(error)) from None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pulumi
 
 from provision.planning import Plan
+from provision.preflight import Preflight
 from provision.spec import DeploymentSpec
 from provision.stack_settings import StackSettings
 
@@ -18,6 +19,7 @@ class GpuVmArgs:
     spec: DeploymentSpec
     plan: Plan
     settings: StackSettings
+    preflight: Preflight
     wheel: str
     wheel_sha256: str
 
@@ -41,3 +43,15 @@ class GpuVmOutputs:
     release: pulumi.Output[str]
     allowed_cidrs: pulumi.Output[list[str]]
     expires_at: pulumi.Output[int | None]  # seconds since the epoch
+
+
+class GpuVm(pulumi.ComponentResource):
+    """One VM that serves one model, with all that it needs. Children are its own; nothing is protected."""
+
+    outputs: GpuVmOutputs
+
+
+def base_url(spec: DeploymentSpec, address: str) -> str:
+    """The endpoint at an address of the VM, or at the spec's domain."""
+    scheme = "http" if spec.tls == "off" else "https"
+    return f"{scheme}://{spec.domain or address}:{spec.port}/v1"

@@ -1,0 +1,100 @@
+"""What is decided once and then stays in the stack's state: API key, SSH key, caller's address, end of life.
+
+Each is a resource of its own, so that a second run finds the value of the first one.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pulumi
+import pulumi_random as random
+import pulumi_tls as tls
+from pulumi_command import local
+
+import provision
+from provision.spec import DeploymentSpec, Problem, SpecError
+from provision.stack_settings import StackSettings
+
+KEY_BYTES = 32
+PRIVATE_RANGES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")  # RFC 1918
+CODE_DIR = str(Path(provision.__file__).resolve().parents[1])  # where `python -m provision…` finds this version
+_CALLER = "import os; from provision.caller import caller_cidr; print(caller_cidr(os.environ))"
+
+
+@dataclass(frozen=True, slots=True)
+class SshKey:
+    """`public` in OpenSSH's form; `private` is a secret, None where the user keeps it."""
+
+    public: pulumi.Output[str]
+    private: pulumi.Output[str | None]
+
+
+def make_api_key(spec: DeploymentSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
+    """The user's own key, else a random one of 256 bits. Secret."""
+    if spec.api_key is not None:
+        return pulumi.Output.secret(spec.api_key.get_secret_value())
+    made = random.RandomBytes(f"{spec.name}-api-key", length=KEY_BYTES, opts=pulumi.ResourceOptions(parent=parent))
+    return made.base64.apply(_as_api_key)
+
+
+def make_ssh_key(spec: DeploymentSpec, parent: pulumi.Resource) -> SshKey:
+    """The user's public key, else a new pair. Raises SpecError for a file that cannot be read."""
+    if spec.ssh_public_key is not None:
+        text = spec.ssh_public_key
+        public = read_file("ssh_public_key", text).strip() if text.endswith(".pub") else text
+        return SshKey(pulumi.Output.from_input(public), pulumi.Output.from_input(None))
+    pair = tls.PrivateKey(f"{spec.name}-ssh", algorithm="ED25519", opts=pulumi.ResourceOptions(parent=parent))
+    return SshKey(pair.public_key_openssh.apply(str.strip), pair.private_key_openssh.apply(lambda text: text))
+
+
+def decide_expiry(spec: DeploymentSpec, settings: StackSettings, parent: pulumi.Resource) -> pulumi.Output[int | None]:
+    """Seconds since the epoch when the cloud ends the machine, None = never. Without a stored time the TTL counts
+    from the first run, and anew when it changes."""
+    if spec.ttl_seconds == 0:
+        return pulumi.Output.from_input(None)
+    if settings.expires_at is not None:
+        return pulumi.Output.from_input(settings.expires_at)
+    counted = local.Command(
+        f"{spec.name}-expiry",
+        create=f"echo $(( $(date +%s) + {spec.ttl_seconds} ))",
+        triggers=[spec.ttl],
+        opts=pulumi.ResourceOptions(parent=parent),
+    )
+    return counted.stdout.apply(int)
+
+
+def allowed_cidrs(spec: DeploymentSpec, parent: pulumi.Resource) -> list[pulumi.Output[str]]:
+    """Who may connect: as the spec says; else the private ranges (intranet) or the caller's own address (public),
+    looked up at the first run."""
+    if spec.allowed_cidrs or spec.endpoint == "intranet":
+        return [pulumi.Output.from_input(cidr) for cidr in spec.allowed_cidrs or PRIVATE_RANGES]
+    asked = local.Command(
+        f"{spec.name}-caller",
+        create=shlex.join([sys.executable, "-c", _CALLER]),
+        dir=CODE_DIR,
+        # The same program on another laptop has other paths; the caller's address is not asked for again.
+        opts=pulumi.ResourceOptions(parent=parent, ignore_changes=["create", "dir"]),
+    )
+    return [asked.stdout]
+
+
+def read_file(field: str, path: str) -> str:
+    """A file that the spec names, relative to the project's folder. Raises SpecError."""
+    found = absolute(path)
+    try:
+        return found.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError([Problem(field, f"{found} cannot be read ({error})")]) from None
+
+
+def absolute(path: str) -> Path:
+    """`path` from the folder of Pulumi.yaml: the program itself runs in a folder below it."""
+    return Path(pulumi.get_root_directory()) / Path(path).expanduser()
+
+
+def _as_api_key(base64: str) -> str:
+    return "sk-" + base64.translate(str.maketrans("+/", "-_")).rstrip("=")

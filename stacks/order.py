@@ -1,0 +1,69 @@
+"""What is ordered: the stack's config as spec and settings, the plan that it leads to, and the wheel to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from provision.config import resolve
+from provision.errors import DeployctlError, NotYetError, PlanError
+from provision.model_source import model_spec_for
+from provision.planning import Plan, not_yet, plan_deployment
+from provision.spec import DeploymentSpec, Problem, SpecError
+from provision.stack_settings import StackSettings, split_config
+from stacks.once import absolute
+
+CLOUDS = ("aws", "alicloud")
+
+
+def read_config(environ: Mapping[str, str]) -> tuple[DeploymentSpec, StackSettings]:
+    """Spec and settings in the stack's config; the stack's name is the deployment's. Raises SpecError.
+
+    Pulumi's Python host hands a program the stack's whole config as JSON in PULUMI_CONFIG; read there, a misspelt key
+    is an error and not a key that nobody asks for.
+    """
+    values, settings = split_config(json.loads(environ.get("PULUMI_CONFIG", "{}")))
+    name = environ["PULUMI_STACK"].rpartition("/")[2]
+    spec = resolve({"name": name}, pulumi=values, env=environ).spec
+    if spec.cloud not in CLOUDS:
+        where = "deployctl:cloud" if "deployctl:cloud" in values else None
+        reason = f"{spec.cloud} has no cloud resources for Pulumi to make"
+        raise SpecError([Problem("cloud", reason, CLOUDS[0], where)])
+    return spec, settings
+
+
+def plan_to_start(spec: DeploymentSpec, settings: StackSettings) -> Plan:
+    """The plan for the type that was placed, else for the spec's first. Raises PlanError, NotYetError."""
+    if settings.placement is not None:
+        spec = spec.model_copy(update={"instance_type": (settings.placement.instance_type,)})
+    plan = plan_deployment(spec, model_spec_for(spec))
+    if not plan.fits:
+        others = [f"{item.instance_type} ({item.gpus}) would fit" for item in plan.alternatives]
+        why = "\n".join([*plan.reasons, *others])
+        raise PlanError(f"{spec.model} does not fit {plan.instance_type}", why=why, next_command="deployctl plan")
+    if problems := not_yet(spec, plan):
+        why = "\n".join(map(str, problems))
+        raise NotYetError("this version can plan this, but not start it", why=why, next_command="deployctl plan")
+    return plan
+
+
+def take_wheel(spec: DeploymentSpec) -> tuple[Path, str]:
+    """(path, SHA-256) of the runtime's wheel: the spec's own, else this version's. Raises SpecError."""
+    if spec.runtime_wheel is None:
+        from provision.wheel import own_wheel
+
+        path = own_wheel()
+    else:
+        path = absolute(spec.runtime_wheel)
+    try:
+        return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SpecError([Problem("runtime_wheel", f"{path} cannot be read ({error.strerror})")]) from None
+
+
+def explain(error: DeployctlError) -> str:
+    """What, why and the next command, as lines for Pulumi's list of errors."""
+    parts = (error.what, error.why, f"next: {error.next_command}" if error.next_command else None)
+    return "\n".join(part for part in parts if part)
