@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 SOCKET_NAME = "engine.sock"
 MAX_FRAME = 64 * 2**20  # bytes
 T = TypeVar("T")
@@ -28,7 +28,10 @@ class Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True, a
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """How to choose the next token. `temperature` 0 is greedy. `top_k` 0 = off."""
+    """How to choose the next token. `temperature` 0 is greedy. `top_k` 0 = off. `logit_bias`: (token id, added value).
+
+    `logprobs`: how many of the most probable tokens to report beside the chosen one; None = no log-probabilities.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -39,6 +42,15 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     ignore_eos: bool = False
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+
+    @property
+    def has_penalty(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
 class Submit(Frame, frozen=True):
@@ -84,6 +96,14 @@ class Ready(Frame, frozen=True):
     eos_token_ids: tuple[int, ...]
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Log-probability and rank (from 1) of one chosen token, and (token id, log-probability) of the most probable."""
+
+    chosen: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """New tokens of one request. The token that ended it (an end-of-sequence or stop id) is included and
     counted; `stopped_by_token` says that the last id must not be shown."""
@@ -94,6 +114,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     stopped_by_token: bool = False
     cached_tokens: int = 0  # prompt tokens served by the prefix cache (first output only)
     error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None  # one for each token, where the request asked
 
 
 class Stats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

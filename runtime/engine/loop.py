@@ -15,10 +15,10 @@ import time
 
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Row, Scheduler
+from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Sequence
-from runtime.ipc import Abort, FinishReason, Heartbeat, Output, Outputs, Submit, ToEngine
-from runtime.ops.sampling import INVALID
+from runtime.ipc import Abort, FinishReason, Heartbeat, Output, Outputs, Submit, ToEngine, TokenLogprobs
+from runtime.ops.sampling import INVALID, Logprobs, Sample
 
 IDLE_POLL_S = 1.0
 CRASHED = 70  # sysexits EX_SOFTWARE
@@ -76,9 +76,10 @@ class EngineLoop:
         """Plans and runs one step; returns what it produced."""
         self.watchdog.begin()
         rows = self.scheduler.plan()
-        tokens = self.runner.step(rows)
-        self.scheduler.apply(rows, tokens)
-        outputs = [self._output(row) for row in rows if row.samples]
+        samples = self.runner.step(rows)
+        self.scheduler.apply(rows, [sample.token for sample in samples])
+        sampled = (row.seq for row in rows if row.samples)
+        outputs = [self._output(seq, sample) for seq, sample in zip(sampled, samples, strict=True)]
         self.watchdog.end()
         return outputs
 
@@ -112,10 +113,8 @@ class EngineLoop:
         output = Output(request_id, [], finish="error", error=reason)
         self.link.send(Outputs([output], self.scheduler.stats()))
 
-    def _output(self, row: Row) -> Output:
-        seq = row.seq
-        token = seq.tokens[-1]
-        if token == INVALID:
+    def _output(self, seq: Sequence, sample: Sample) -> Output:
+        if sample.token == INVALID:
             self.scheduler.finish(seq)
             error = "the model's output is not a number: this request cannot go on"
             log.error("request %s: logits are not finite", seq.id)
@@ -126,8 +125,13 @@ class EngineLoop:
         first = seq.num_output == 1
         return Output(
             seq.id,
-            [token],
+            [sample.token],
             finish=finish,
             stopped_by_token=finish == "stop",
             cached_tokens=seq.cached_tokens if first else 0,
+            logprobs=None if sample.logprobs is None else [_logprobs(sample.logprobs)],
         )
+
+
+def _logprobs(found: Logprobs) -> TokenLogprobs:
+    return TokenLogprobs(found.chosen, found.rank, found.top)

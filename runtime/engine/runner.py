@@ -13,7 +13,7 @@ from runtime.engine.blocks import PADDING_BLOCK
 from runtime.engine.scheduler import Row
 from runtime.model.decoder import Decoder
 from runtime.ops.batch import Batch
-from runtime.ops.sampling import SamplingRow, sample
+from runtime.ops.sampling import Sample, SamplingRow, sample
 
 
 class Runner:
@@ -42,8 +42,8 @@ class Runner:
         self.caches = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(spec.num_layers)]
 
     @torch.inference_mode()
-    def step(self, rows: list[Row]) -> list[int]:
-        """Runs the rows; returns one token id for each row that samples (sampling.INVALID for a broken one)."""
+    def step(self, rows: list[Row]) -> list[Sample]:
+        """Runs the rows; returns one sample for each row that asks for one (token INVALID for broken logits)."""
         batch = self._batch(rows)
         logits = self.model.forward(batch, self.caches)
         sampling = [self._sampling(row) for row in rows if row.samples]
@@ -114,6 +114,13 @@ class Runner:
             seed=s.seed,
             position=len(seq.tokens),
             banned=(*self._eos, *s.stop_token_ids) if too_early else (),
+            bias=s.logit_bias,
+            presence_penalty=s.presence_penalty,
+            frequency_penalty=s.frequency_penalty,
+            repetition_penalty=s.repetition_penalty,
+            prompt=seq.tokens[: seq.num_prompt] if s.repetition_penalty != 1 else (),
+            output=seq.tokens[seq.num_prompt :] if s.has_penalty else (),
+            logprobs=s.logprobs,
         )
 
     def _ints(self, values: Iterable[int]) -> Tensor:

@@ -1,12 +1,16 @@
 """From logits to token ids. Stateless: the random number is a function of (seed, position) alone.
 
 So batching, chunking and preemption cannot change what a request draws, and no generator state is kept.
+
+The order is vLLM's: biases and bans, then penalties, then temperature, then the filters; log-probabilities are those of
+the model itself, before all of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +21,10 @@ INVALID = -1  # the logits of this row are not finite
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """How one row of logits is turned into a token. `position` is the index of the token to come."""
+    """How one row of logits is turned into a token. `position` is the index of the token to come.
+
+    `prompt` and `output` are the tokens so far; they may be left empty where no penalty asks for them.
+    """
 
     temperature: float
     top_p: float
@@ -26,6 +33,35 @@ class SamplingRow:
     seed: int
     position: int
     banned: tuple[int, ...] = ()  # token ids that must not be chosen (end of sequence before min_tokens)
+    bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    presence_penalty: float = 0.0  # subtracted from tokens that the output holds
+    frequency_penalty: float = 0.0  # subtracted once per occurrence in the output
+    repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens seen anywhere
+    prompt: Sequence[int] = ()
+    output: Sequence[int] = ()
+    logprobs: int | None = None  # how many of the most probable tokens to report; None = no log-probabilities
+
+    @property
+    def has_penalty(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities. `rank` of the chosen token counts from 1; `top` holds
+    (token id, log-probability) of the most probable tokens, best first."""
+
+    chosen: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one row came to."""
+
+    token: int
+    logprobs: Logprobs | None = None
 
 
 def uniform(seed: int, position: int) -> float:
@@ -34,11 +70,12 @@ def uniform(seed: int, position: int) -> float:
     return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
 
 
-def sample(logits: Tensor, rows: list[SamplingRow]) -> list[int]:
-    """One token id for each row of logits [S, V] (float32); INVALID where a row holds NaN or only -inf."""
+def sample(logits: Tensor, rows: list[SamplingRow]) -> list[Sample]:
+    """One token for each row of logits [S, V] (float32, changed in place); INVALID where a row holds NaN or only
+    -inf."""
+    raw = {index: logits[index].log_softmax(-1) for index, row in enumerate(rows) if row.logprobs is not None}
     for index, row in enumerate(rows):
-        if row.banned:
-            logits[index, list(row.banned)] = -torch.inf
+        _adjust(logits[index], row)
     best, greedy = logits.max(dim=-1)
     tokens = torch.where(best.isfinite(), greedy, INVALID)
     drawn = [i for i, row in enumerate(rows) if row.temperature > 0]
@@ -46,7 +83,40 @@ def sample(logits: Tensor, rows: list[SamplingRow]) -> list[int]:
         at = torch.tensor(drawn, device=logits.device)
         picks = _draw(logits[at], [rows[i] for i in drawn])
         tokens[at] = torch.where(best[at].isfinite(), picks, INVALID)
-    return [int(token) for token in tokens.tolist()]
+    chosen: list[int] = tokens.tolist()
+    return [
+        Sample(token, _report(raw[index], token, rows[index].logprobs) if index in raw and token != INVALID else None)
+        for index, token in enumerate(chosen)
+    ]
+
+
+def _adjust(logits: Tensor, row: SamplingRow) -> None:
+    """Bias, bans and penalties of one row [V], in place."""
+    device = logits.device
+    if row.bias:
+        ids = torch.tensor([token for token, _ in row.bias], device=device)
+        logits[ids] += torch.tensor([value for _, value in row.bias], dtype=logits.dtype, device=device)
+    if row.banned:
+        logits[list(row.banned)] = -torch.inf
+    if not row.has_penalty:
+        return
+    if row.repetition_penalty != 1:
+        seen = torch.tensor([*row.prompt, *row.output], dtype=torch.int64, device=device).unique()
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / row.repetition_penalty, values * row.repetition_penalty)
+    ids, counts = torch.tensor(list(row.output), dtype=torch.int64, device=device).unique(return_counts=True)
+    logits[ids] -= row.presence_penalty + row.frequency_penalty * counts.to(logits.dtype)
+
+
+def _report(logprobs: Tensor, token: int, count: int | None) -> Logprobs:
+    """What is said about `token`, given the log-probabilities [V] of its row."""
+    chosen = logprobs[token]
+    values, ids = logprobs.topk(count or 0)
+    return Logprobs(
+        chosen=float(chosen),
+        rank=int((logprobs > chosen).sum()) + 1,
+        top=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
+    )
 
 
 def _draw(logits: Tensor, rows: list[SamplingRow]) -> Tensor:

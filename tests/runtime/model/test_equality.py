@@ -52,7 +52,7 @@ class Family:
             scheduler.add(seq)
         while scheduler.has_work:
             rows = scheduler.plan()
-            scheduler.apply(rows, runner.step(rows))
+            scheduler.apply(rows, [sample.token for sample in runner.step(rows)])
             for row in rows:
                 if row.samples and row.seq.finish_reason(frozenset(), 512):
                     scheduler.finish(row.seq)

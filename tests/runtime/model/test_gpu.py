@@ -48,7 +48,7 @@ def test_greedy_tokens_in_float32_equal_those_of_transformers(name: str, tmp_pat
         scheduler.add(seq)
     while scheduler.has_work:
         rows = scheduler.plan()
-        scheduler.apply(rows, runner.step(rows))
+        scheduler.apply(rows, [sample.token for sample in runner.step(rows)])
         for row in rows:
             if row.samples and row.seq.finish_reason(frozenset(), 512):
                 scheduler.finish(row.seq)

@@ -1,7 +1,10 @@
 """Sampling: stateless, exact at its edges, and distributed as it says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from runtime.ops.sampling import INVALID, SamplingRow, sample, uniform
 
@@ -11,8 +14,12 @@ def row(temperature: float = 1.0, *, top_p: float = 1.0, top_k: int = 0, min_p: 
     return SamplingRow(temperature, top_p, top_k, min_p, seed, position, banned)
 
 
+def tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
+    return [drawn.token for drawn in sample(logits, rows)]
+
+
 def draws(logits: list[float], rows: list[SamplingRow]) -> list[int]:
-    return sample(torch.tensor([logits] * len(rows)), rows)
+    return tokens(torch.tensor([logits] * len(rows)), rows)
 
 
 def test_temperature_zero_is_the_largest_logit() -> None:
@@ -23,8 +30,8 @@ def test_a_draw_is_a_function_of_seed_and_position_alone() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 500)
     rows = [row(seed=i, position=10 * i) for i in range(6)]
-    together = sample(logits.clone(), rows)
-    alone = [sample(logits[i : i + 1].clone(), [rows[i]])[0] for i in range(6)]
+    together = tokens(logits.clone(), rows)
+    alone = [tokens(logits[i : i + 1].clone(), [rows[i]])[0] for i in range(6)]
     assert together == alone
 
 
@@ -69,8 +76,8 @@ def test_a_row_with_filters_does_not_change_its_neighbours() -> None:
     torch.manual_seed(1)
     logits = torch.randn(2, 300)
     plain = row(seed=5, position=9)
-    alone = sample(logits[:1].clone(), [plain])
-    beside = sample(logits.clone(), [plain, row(0.7, top_k=3, top_p=0.5, min_p=0.1)])
+    alone = tokens(logits[:1].clone(), [plain])
+    beside = tokens(logits.clone(), [plain, row(0.7, top_k=3, top_p=0.5, min_p=0.1)])
     assert beside[0] == alone[0]
 
 
@@ -82,10 +89,68 @@ def test_a_banned_token_is_never_chosen() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_numbers_are_reported_and_spare_the_neighbour(temperature: float) -> None:
     logits = torch.tensor([[0.0, float("nan")], [0.0, 5.0]])
-    assert sample(logits, [row(temperature), row(0.0)]) == [INVALID, 1]
+    assert tokens(logits, [row(temperature), row(0.0)]) == [INVALID, 1]
 
 
 def test_masked_tokens_are_not_drawn_at_the_end_of_the_distribution() -> None:
     logits = [0.0] * 10 + [-torch.inf] * 10
     picks = draws(logits, [row(seed=s, position=s) for s in range(2000)])
     assert max(picks) < 10
+
+
+PLAIN = SamplingRow(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, position=0)
+
+
+def adjusted(logits: list[float], changed: SamplingRow) -> list[float]:
+    """The logits of one row after bias, bans and penalties, which work in place."""
+    rows = torch.tensor([logits])
+    sample(rows, [changed])
+    return [round(value, 5) for value in rows[0].tolist()]
+
+
+def test_a_bias_is_added_to_its_token_alone() -> None:
+    assert adjusted([1.0, 2.0, 3.0], replace(PLAIN, bias=((0, 4.0), (2, -1.5)))) == [5.0, 2.0, 1.5]
+
+
+def test_presence_and_frequency_count_the_output_alone() -> None:
+    penalties = replace(PLAIN, presence_penalty=0.5, frequency_penalty=0.25, prompt=(0, 0), output=(1, 2, 2))
+    assert adjusted([1.0, 1.0, 1.0], penalties) == [1.0, 0.25, 0.0]
+
+
+def test_repetition_divides_positive_and_multiplies_negative_logits_of_prompt_and_output() -> None:
+    penalties = replace(PLAIN, repetition_penalty=2.0, prompt=(0,), output=(1, 1))
+    assert adjusted([3.0, -3.0, 5.0], penalties) == [1.5, -6.0, 5.0]
+
+
+def test_penalties_agree_with_transformers() -> None:
+    torch.manual_seed(2)
+    logits, seen = torch.randn(1, 50), [3, 3, 7, 9]
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), logits.clone())
+    sample(logits, [replace(PLAIN, repetition_penalty=1.3, prompt=seen[:2], output=seen[2:])])
+    assert torch.allclose(logits, expected)
+
+
+def test_penalties_of_a_row_spare_its_neighbours() -> None:
+    logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    assert tokens(logits, [replace(PLAIN, presence_penalty=2.0, output=(0,)), PLAIN]) == [1, 0]
+
+
+def test_log_probabilities_are_the_models_own_whatever_shapes_the_choice() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    asked = replace(PLAIN, bias=((0, 50.0),), temperature=1.5, top_k=1, logprobs=2)
+    expected = logits[0].log_softmax(-1).tolist()
+    found = sample(logits, [asked])[0]
+    assert found.token == 0
+    assert found.logprobs is not None
+    assert found.logprobs.chosen == pytest.approx(expected[0])
+    assert found.logprobs.rank == 3
+    assert [token for token, _ in found.logprobs.top] == [2, 1]
+    assert [value for _, value in found.logprobs.top] == pytest.approx([expected[2], expected[1]])
+
+
+def test_no_log_probability_is_computed_unasked_and_zero_reports_the_chosen_token_alone() -> None:
+    plain, bare = sample(torch.tensor([[0.0, 1.0]] * 2), [PLAIN, replace(PLAIN, logprobs=0)])
+    assert plain.logprobs is None
+    assert bare.logprobs is not None
+    assert bare.logprobs.top == ()
+    assert bare.logprobs.rank == 1
