@@ -1,0 +1,79 @@
+"""Where a machine may be tried: zones that sell the instance types, in the order of the spec. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from provision.preflight.facts import Facts, Unknown
+from provision.preflight.findings import Finding
+from provision.spec import DeploymentSpec
+from provision.stack_settings import Placement
+
+
+def candidates(spec: DeploymentSpec, types: tuple[str, ...], facts: Facts) -> tuple[Placement, ...]:
+    """Every zone of the first type, then of the next: a type that was asked for first is worth another zone.
+
+    Where nobody knows which zones sell a type, all zones of the network are tried.
+    """
+    zones = {name: _zones(spec, facts, name) for name in types}
+    return tuple(Placement(name, zone) for name in types for zone in zones[name])
+
+
+def network_zones(spec: DeploymentSpec, facts: Facts, placement: Placement | None) -> tuple[str, ...]:
+    """Zones that get a subnet each: those of the spec, else all in which one can be made.
+
+    Not those that sell the type today: on Alibaba Cloud that changes with the stock, and a subnet must not vanish from
+    under a machine. The zone of a machine that exists is always among them.
+    """
+    if spec.zones:
+        found = spec.zones
+    elif isinstance(facts.network_zones, Unknown):
+        found = _offered_anywhere(facts.offered) or (guess_zone(spec),)
+    else:
+        found = facts.network_zones
+    return tuple(sorted({*found, *([placement.zone] if placement else [])}))
+
+
+def guess_zone(spec: DeploymentSpec) -> str:
+    """A zone that most regions have, for an account that may not list any."""
+    region = spec.region or ""
+    return f"{region}a" if spec.cloud == "aws" or not region.startswith("cn-") else f"{region}-b"
+
+
+def check_zones(spec: DeploymentSpec, types: tuple[str, ...], facts: Facts) -> Iterator[Finding]:
+    """An error only where it is known that no type is sold in any zone that may be used."""
+    found = [_check(spec, name, facts) for name in types]
+    if all(item.level == "error" for item in found):
+        yield from found
+        return
+    for item in found:
+        yield Finding("warning", item.subject, item.text, item.next_command) if item.level == "error" else item
+
+
+def _check(spec: DeploymentSpec, name: str, facts: Facts) -> Finding:
+    subject, offered = f"zones of {name}", facts.offered.get(name, Unknown("nobody asked"))
+    if isinstance(offered, Unknown):
+        return Finding("warning", subject, f"which zones sell it is unknown ({offered.why}); each is tried in turn")
+    if not offered:
+        sold = "sold in no zone" if spec.cloud == "aws" else "not sold, or sold out, in every zone"
+        return Finding("error", subject, f"{sold} of {spec.region}", "deployctl plan --region … --instance-type …")
+    if isinstance(facts.subnet_zone, str) and facts.subnet_zone not in offered:
+        text = f"the subnet {spec.subnet_id} lies in {facts.subnet_zone}, and it is sold in {', '.join(offered)}"
+        return Finding("error", subject, text, "deployctl up --subnet-id …")
+    if spec.zones and not set(spec.zones) & set(offered):
+        text = f"not sold in {', '.join(spec.zones)}, but in {', '.join(offered)}"
+        return Finding("error", subject, text, f"deployctl up --zones {offered[0]}")
+    return Finding("ok", subject, f"sold in {', '.join(_zones(spec, facts, name))}")
+
+
+def _zones(spec: DeploymentSpec, facts: Facts, name: str) -> tuple[str, ...]:
+    if isinstance(facts.subnet_zone, str):
+        return (facts.subnet_zone,)
+    offered = facts.offered.get(name, Unknown("nobody asked"))
+    if isinstance(offered, Unknown):
+        return spec.zones or network_zones(spec, facts, None)
+    return tuple(zone for zone in spec.zones if zone in offered) if spec.zones else offered
+
+
+def _offered_anywhere(offered: Mapping[str, tuple[str, ...] | Unknown]) -> tuple[str, ...]:
+    return tuple(sorted({zone for zones in offered.values() if not isinstance(zones, Unknown) for zone in zones}))
