@@ -17,6 +17,8 @@ import os
 import sys
 from pathlib import Path
 
+from runtime.vm import VM_FILE
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deployctl-runtime", description="Machine-side commands of deployctl.")
@@ -28,12 +30,19 @@ def build_parser() -> argparse.ArgumentParser:
     supervise.add_argument("--port", required=True, type=_port, help="TCP port; 0 lets the kernel choose")
 
     agent = commands.add_parser("agent", help="bring the mailbox's current release up and watch it")
-    _add_place(agent)
+    place = agent.add_mutually_exclusive_group(required=True)
+    place.add_argument("--state", type=Path, help="the machine folder; needs --mailbox")
+    place.add_argument("--vm", type=Path, help="vm.json of a cloud's VM")
+    agent.add_argument("--mailbox", type=Path, help="the mailbox folder, with --state")
+
+    install = commands.add_parser("install", help="make this VM one of deployctl's, and start its agent")
+    install.add_argument("--vm", type=Path, default=VM_FILE, help="vm.json of a cloud's VM")
 
     server = commands.add_parser("server", help="the OpenAI API, on the socket of LISTEN_FDS or of deployment.json")
     _add_release(server)
     server.add_argument("--keys", required=True, type=Path, help="keys.json")
     server.add_argument("--status", required=True, type=Path, help="status.json")
+    server.add_argument("--tls", type=Path, help="folder of certificate.pem and key.pem, unless tls is off")
 
     engine = commands.add_parser("engine", help="the process that owns the model")
     _add_release(engine)
@@ -42,7 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses and runs one command; each module is imported only where it is used."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "agent" and (args.state is None) != (args.mailbox is None):
+        parser.error("agent: --state and --mailbox go together")
     match args.command:
         case "supervise":
             from runtime.agent import supervisor
@@ -51,17 +63,21 @@ def main(argv: list[str] | None = None) -> int:
         case "agent":
             from runtime.agent import main as agent
 
-            return agent.run(args.state, args.mailbox)
+            return agent.run_vm(args.vm) if args.vm is not None else agent.run(args.state, args.mailbox)
+        case "install":
+            from runtime.agent import install
+
+            return install.run(args.vm)
         case "server":
             from runtime.server import main as server
 
-            return server.run(args.release, args.run, args.keys, args.status)
+            return server.run(args.release.resolve(), args.run, args.keys, args.status, args.tls)
         case _:
             if is_busy(os.getloadavg()[0], len(os.sched_getaffinity(0))):
                 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             from runtime.engine import main as engine
 
-            return engine.run(args.release, args.run)
+            return engine.run(args.release.resolve(), args.run)
 
 
 def is_busy(load: float, cores: int) -> bool:

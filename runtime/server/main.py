@@ -19,7 +19,7 @@ BACKLOG = 2048
 _FIRST_PASSED_FD = 3  # systemd's socket protocol
 
 
-def run(release: Path, run_dir: Path, keys: Path, status: Path) -> int:
+def run(release: Path, run_dir: Path, keys: Path, status: Path, tls: Path | None = None) -> int:
     """Serves the release in the folder `release` until SIGTERM; returns the exit status.
 
     The socket is the one passed by systemd or the supervisor (LISTEN_FDS), else a new one on the deployment's
