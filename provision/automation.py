@@ -29,7 +29,9 @@ from pulumi.automation.events import EngineEvent, StepEventMetadata
 from provision import backend as backends
 from provision import process
 from provision.errors import CloudError, LockedError, MissingPartError, NotFoundError
+from provision.preflight import read_candidates
 from provision.pulumi_command import INSTALL_PAGE, Command
+from provision.stack_settings import Placement
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -40,6 +42,7 @@ _SHOWN_STEPS = {
     "create": "create", "update": "change", "delete": "delete",
     "create-replacement": "create", "delete-replaced": "delete",
 }  # fmt: skip
+STACK_TYPE = "pulumi:pulumi:Stack"
 _NO_CHANGE = {"same", "read", "refresh"}
 _NOISE = ("update failed", "preview failed", "destroy failed", "refresh failed", "resource ")
 
@@ -56,11 +59,19 @@ class Result:
 
 
 class UpdateError(CloudError):
-    """Pulumi ended with an error. `messages` are the raw texts of what failed."""
+    """Pulumi ended with an error. `messages` are the raw texts of what failed.
 
-    def __init__(self, what: str, messages: tuple[str, ...], *, next_command: str | None = None) -> None:
-        super().__init__(what, why="\n".join(messages) or None, next_command=next_command)
+    `of_program`: no resource failed, the program itself ended; then it is the preflight that speaks, as a rule.
+    `candidates`: the places that the program said it may try.
+    """
+
+    def __init__(
+        self, what: str, messages: tuple[str, ...], *, of_program: bool = False, candidates: tuple[Placement, ...] = ()
+    ) -> None:
+        super().__init__(what, why="\n".join(messages) or None)
         self.messages = messages
+        self.of_program = of_program
+        self.candidates = candidates
 
 
 def open_project(report: Report, environ: Mapping[str, str] = os.environ) -> Project:
@@ -227,34 +238,48 @@ class CloudStack:
                 _explained(f"the lock of {self.name} cannot be taken away", self._stack.cancel)
             except CommandError as error:
                 messages = watch.errors() or _error_lines(str(error))
-                raise UpdateError(f"the {what} of {self.name} failed", tuple(messages)) from error
+                raise UpdateError(
+                    f"the {what} of {self.name} failed",
+                    tuple(messages),
+                    of_program=watch.blames_program(),
+                    candidates=watch.candidates,
+                ) from error
         raise AssertionError("the loop above always ends by itself")
 
 
 class _Watch:
-    """Turns engine events into lines of progress and remembers what failed."""
+    """Turns engine events into lines of progress and remembers what failed and where the program may try."""
 
     def __init__(self, report: Report) -> None:
+        self.candidates: tuple[Placement, ...] = ()
         self._report = report
-        self._errors: list[str] = []
+        self._errors: list[tuple[str, str]] = []  # (URN of the resource or "", text)
 
     def see(self, event: EngineEvent) -> None:
         if event.resource_pre_event is not None and not event.resource_pre_event.planning:
             self._show_step(event.resource_pre_event.metadata)
-        if event.diagnostic_event is not None:
-            said = event.diagnostic_event
-            text = plain(said.message)
-            if said.severity == "error":
-                self._errors.append(text)
-            elif said.severity == "warning" and text:
-                self._report(f"  ! {text}")
-            elif said.severity == "info" and text and not said.ephemeral:
-                self._report(f"  · {text}")
+        said = event.diagnostic_event
+        if said is None or not (text := plain(said.message)):
+            return
+        if said.severity == "error":
+            urn = said.urn or ""
+            self._errors.append(("" if STACK_TYPE in urn else urn, text))
+        elif found := read_candidates(text):
+            self.candidates = found
+        elif said.severity == "warning":
+            self._report(f"  ! {text}")
+        elif said.severity == "info" and not said.ephemeral:
+            self._report(f"  · {text}")
 
     def errors(self) -> list[str]:
         """Texts of what failed, without those that only say that something did."""
-        told = [text for text in self._errors if text and not text.startswith(_NOISE)]
-        return list(dict.fromkeys(told or self._errors))
+        texts = [text for _, text in self._errors]
+        told = [text for text in texts if not text.startswith(_NOISE)]
+        return list(dict.fromkeys(told or texts))
+
+    def blames_program(self) -> bool:
+        """Whether all that failed is the program, and no resource."""
+        return bool(self._errors) and not any(urn for urn, _ in self._errors)
 
     def _show_step(self, step: StepEventMetadata) -> None:
         word = _SHOWN_STEPS.get(str(getattr(step.op, "value", step.op)))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from provision.errors import EndpointError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 CONNECT_TIMEOUT_S = 5.0
@@ -36,18 +38,21 @@ class Completion:
 class OpenAIClient:
     """Completions of one endpoint. `base_url` ends in /v1. Use as a context manager.
 
+    `certificate`: the one PEM that the endpoint must show, for the address that is asked; nobody else is trusted.
+
     >>> with OpenAIClient("http://127.0.0.1:8000/v1", key) as client:
     ...     client.complete("demo", [Message("user", "Hello!")], max_tokens=16).text
     """
 
-    def __init__(self, base_url: str, api_key: str) -> None:
+    def __init__(self, base_url: str, api_key: str, certificate: str | None = None) -> None:
         import httpx
 
         self.base_url = base_url
         timeout = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         headers = {"Authorization": f"Bearer {api_key}"}
         # A proxy from the environment must not see requests to this machine.
-        self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=False)
+        verify = True if certificate is None else pinned_context(certificate)
+        self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=False, verify=verify)
 
     def __enter__(self) -> OpenAIClient:
         return self
@@ -135,6 +140,19 @@ class OpenAIClient:
     def _broken(self, error: Exception, what: str = "the endpoint does not answer") -> EndpointError:
         reason = f"{self.base_url}: {type(error).__name__}: {error}"
         return EndpointError(what, why=reason, next_command="deployctl status")
+
+
+def pinned_context(certificate: str) -> ssl.SSLContext:
+    """TLS that trusts `certificate` (PEM) alone, and checks that it names the host. Raises EndpointError."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cadata=certificate)
+    except (ssl.SSLError, ValueError) as error:
+        raise EndpointError("the endpoint's certificate cannot be read", why=str(error)) from error
+    return context
 
 
 def _chat_body(model: str, messages: list[Message]) -> dict[str, Any]:

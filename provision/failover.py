@@ -26,6 +26,7 @@ from provision.spec import DeploymentSpec
 from provision.stack_settings import Placement
 
 Kind = Literal["money", "auth", "quota", "capacity", "transient", "unknown"]
+PERMISSIONS = "deployctl permissions"  # the cloud's name follows
 MAX_REPEATS = 3  # of one place after transient errors
 
 
@@ -58,7 +59,7 @@ FAMILIES: tuple[Family, ...] = (
         "auth",
         r"UnauthorizedOperation|AccessDenied\w*|not authorized to perform|NoPermission|ImplicitDeny|\bForbidden\b"
         r"|Forbidden\.(?:RAM|SubUser|Unauthorized|NoPermission\w*)|NotAuthorized|EntityNotExist\.Role",
-        "deployctl permissions",
+        PERMISSIONS,
     ),
     Family(
         "auth",

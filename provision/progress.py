@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from provision.errors import FailedError
-from provision.target import Observation, Target
+from provision.target import Deployed, Observation
 from runtime.mailbox import PHASES
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ class Display(Protocol):
 
 
 def wait_until_settled(
-    target: Target,
+    target: Deployed,
     release: str,
     display: Display,
     *,
     silence_limit_s: float = SILENCE_LIMIT_S,
+    poll_s: float = POLL_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> Observation:
     """Returns once `release` is ready, has failed, was rolled back, or the deployment is stopped.
@@ -71,7 +72,7 @@ def wait_until_settled(
                     why="it goes on in the background; its logs may say what it waits for",
                     next_command=f"deployctl logs {seen.name} --since 5m",
                 )
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
 
 
 def is_settled(seen: Observation, release: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from provision.render import Order
 
-Life = Literal["stopped", "starting", "ready", "failed"]
+Life = Literal["stopped", "starting", "ready", "failed", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Observation:
     """What a deployment is doing now, in words that hold for every target. Times in seconds.
 
     `wanted_release` is what the user asked for, `release` what the machine reports about; they differ while a
-    redeploy begins and after a rollback.
+    redeploy begins and after a rollback. `life` is "unknown" where a machine exists and nobody can say how it does.
+    The last fields are those of a cloud: `expires_at` in seconds since the epoch.
     """
 
     name: str
@@ -46,16 +47,23 @@ class Observation:
     age_s: float | None = None
     price_per_hour: float | None = None
     processes: tuple[ProcessView, ...] = field(default=())
+    region: str | None = None
+    zone: str | None = None
+    instance_type: str | None = None
+    instance_id: str | None = None
+    expires_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How to reach an endpoint. `base_url` ends in /v1."""
+    """How to reach an endpoint. `base_url` ends in /v1; `certificate` is the PEM that clients must pin, None where the
+    system's own authorities vouch for it, or without TLS."""
 
     base_url: str
     api_key: str
     model: str
     max_model_len: int  # tokens, prompt and output of one request
+    certificate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +101,28 @@ class Removal:
         return not self.processes_left and self.port_free and self.state_left is None
 
 
-class Target(Protocol):
-    """A deployment in its place. Every method may be called again after Ctrl-C at any point."""
+class Deployed(Protocol):
+    """A deployment wherever it lives, for commands that look at it and change nothing."""
 
     @property
     def name(self) -> str: ...
+
+    def observe(self) -> Observation:
+        """Never raises for a deployment that is down; raises StateError for a damaged state."""
+        ...
+
+    def access(self) -> Access:
+        """Raises NotRunningError when there is no endpoint."""
+        ...
+
+    def logs(self, query: LogQuery) -> Iterator[LogLine]: ...
+
+
+class Target(Deployed, Protocol):
+    """A deployment that is given its releases one by one. Every method may be called again after Ctrl-C at any point.
+
+    A cloud's is given a spec instead (provision.cloud), because the Pulumi program makes its releases.
+    """
 
     def start(self, order: Order) -> None:
         """Makes the machine run `order`; returns once it begins to report. Raises PortTakenError, FailedError."""
@@ -110,16 +135,6 @@ class Target(Protocol):
     def go_back(self, release: str) -> None:
         """Makes an earlier release the wanted one again."""
         ...
-
-    def observe(self) -> Observation:
-        """Never raises for a deployment that is down; raises StateError for a damaged state."""
-        ...
-
-    def access(self) -> Access:
-        """Raises NotRunningError when there is no endpoint."""
-        ...
-
-    def logs(self, query: LogQuery) -> Iterator[LogLine]: ...
 
     def stop(self) -> None:
         """Ends all processes and keeps the state, so that `start` may follow."""

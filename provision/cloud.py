@@ -1,0 +1,283 @@
+"""The targets `aws` and `alicloud`: one VM of a cloud, made by the Pulumi program, watched through its mailbox.
+
+    stack config ──► pulumi up ──► outputs: endpoint, key, mailbox, instance      (provision.automation)
+    mailbox      ──► status.json: phase, percent, error · identity.json: certificate of this very instance
+
+Both are read anew where they are needed, so that every command works from another laptop with the same backend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from provision.automation import CloudStack, Report, Result
+from provision.config import resolve
+from provision.errors import CloudError, FailedError, NotRunningError
+from provision.local import judge
+from provision.logs import parse_lines
+from provision.planning import MIN_LEN
+from provision.spec import DeploymentSpec
+from provision.stack_settings import PROJECT, StackSettings, split_config
+from provision.sweep import Sweep, find_leftovers
+from provision.target import Access, LogLine, LogQuery, Observation
+from runtime.bucket import BucketError, open_bucket
+from runtime.deployment import Deployment, decode_deployment
+from runtime.mailbox import (
+    CURRENT,
+    IDENTITY,
+    LOGS,
+    STATUS,
+    BucketMailbox,
+    Current,
+    Identity,
+    Status,
+    decode_current,
+    decode_identity,
+    decode_status,
+)
+from runtime.vm import Provider
+
+T = TypeVar("T")
+DESTROY_PATIENCE_S = 300.0  # a cloud goes on deleting after it has said yes
+FOLLOW_S = 3.0  # between two looks at the logs in the mailbox
+WAIT = f"{PROJECT}:wait"
+
+
+class Exports(msgspec.Struct, frozen=True):
+    """Outputs of the stack that are used here; empty before the first update has ended. Prices in USD per hour."""
+
+    endpoint: str | None = None
+    api_key: str | None = None
+    instance_id: str | None = None
+    public_ip: str | None = None
+    private_ip: str | None = None
+    region: str | None = None
+    zone: str | None = None
+    instance_type: str | None = None
+    mailbox: str | None = None
+    release: str | None = None
+    model: str | None = None
+    allowed_cidrs: tuple[str, ...] = ()
+    expires_at: int | None = None
+    hourly_price: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CloudRemoval:
+    """Proof of a `down`: what Pulumi deleted and what the cloud says is left."""
+
+    name: str
+    deleted: int
+    sweep: Sweep
+
+    @property
+    def is_clean(self) -> bool:
+        return self.sweep.is_clean
+
+
+class CloudTarget:
+    """One deployment on a cloud, by its stack."""
+
+    def __init__(self, stack: CloudStack) -> None:
+        self.stack = stack
+        self.name = stack.name
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, str]:
+        return self.stack.config()
+
+    @functools.cached_property
+    def exports(self) -> Exports:
+        return msgspec.convert(self.stack.outputs(), Exports, strict=False)
+
+    @property
+    def settings(self) -> StackSettings:
+        return split_config(self.config)[1]
+
+    def spec(self) -> DeploymentSpec | None:
+        """What was asked for last; None for a stack whose config says nothing. Raises SpecError.
+
+        `wait` is how one run of a command behaves, not what the deployment is.
+        """
+        values = {key: value for key, value in split_config(self.config)[0].items() if key != WAIT}
+        return resolve({"name": self.name}, pulumi=values, env={}).spec if values else None
+
+    def forget(self) -> None:
+        """What was read is read anew from now on."""
+        self.__dict__.pop("config", None)
+        self.__dict__.pop("exports", None)
+
+    @property
+    def mailbox(self) -> BucketMailbox:
+        """Raises NotRunningError before the bucket exists, BucketError."""
+        exports, spec = self.exports, self.spec()
+        if exports.mailbox is None or exports.region is None or spec is None or spec.cloud not in ("aws", "alicloud"):
+            raise _not_up(self.name)
+        provider: Provider = "aws" if spec.cloud == "aws" else "alicloud"
+        return BucketMailbox(open_bucket(provider, exports.region, exports.mailbox))
+
+    def observe(self) -> Observation:
+        spec, exports = self.spec(), self.exports
+        seen = Observation(
+            name=self.name,
+            target=spec.cloud if spec else "unknown",
+            life="stopped",
+            model=spec.api_model_name if spec else None,
+            base_url=exports.endpoint,
+            wanted_release=exports.release,
+            price_per_hour=exports.hourly_price if exports.instance_id else None,
+            region=exports.region,
+            zone=exports.zone,
+            instance_type=exports.instance_type,
+            instance_id=exports.instance_id,
+            expires_at=exports.expires_at,
+        )
+        if exports.instance_id is None:
+            return seen
+        if exports.expires_at is not None and exports.expires_at <= time.time():
+            ended = "its time ended, and the cloud has deleted the machine"
+            return dataclasses.replace(seen, error=ended, hint=f"what remains still bills: deployctl down {self.name}")
+        try:
+            status = self.status()
+        except BucketError as error:
+            hint = "the mailbox cannot be read from here; the endpoint may serve all the same"
+            return dataclasses.replace(seen, life="unknown", error=str(error), hint=hint)
+        return with_status(seen, status)
+
+    def status(self) -> Status | None:
+        """What this instance reported last; None before its first word. Raises BucketError."""
+        status = _decoded(self.mailbox.get(STATUS), decode_status)
+        return status if status is not None and status.instance_id == self.exports.instance_id else None
+
+    def certificate(self) -> str | None:
+        """The certificate of this very instance, None before it has published one. Raises BucketError."""
+        identity: Identity | None = _decoded(self.mailbox.get(IDENTITY), decode_identity)
+        if identity is None or identity.instance_id != self.exports.instance_id:
+            return None
+        return identity.certificate
+
+    def deployment(self) -> Deployment | None:
+        """What the machine was told to serve. Raises BucketError."""
+        current: Current | None = _decoded(self.mailbox.get(CURRENT), decode_current)
+        return _decoded(self.mailbox.get(current.deployment), decode_deployment) if current else None
+
+    def access(self) -> Access:
+        """Raises NotRunningError without an endpoint, and CloudError where its certificate cannot be known."""
+        exports, spec = self.exports, self.spec()
+        if exports.endpoint is None or exports.api_key is None or exports.instance_id is None or spec is None:
+            raise _not_up(self.name)
+        try:
+            certificate = self.certificate() if spec.tls == "pinned" else None
+            deployment = self.deployment()
+        except BucketError as error:
+            raise CloudError(
+                f"the mailbox of {self.name} cannot be read, so nobody knows which certificate to trust",
+                why=str(error),
+                next_command=f"deployctl status {self.name}",
+            ) from error
+        if spec.tls == "pinned" and certificate is None:
+            raise NotRunningError(
+                f"{self.name} has not published its certificate yet", next_command=f"deployctl up --name {self.name}"
+            )
+        length = deployment.engine.max_model_len if deployment else spec.max_model_len or MIN_LEN
+        return Access(exports.endpoint, exports.api_key, spec.api_model_name, length, certificate)
+
+    def logs(self, query: LogQuery) -> Iterator[LogLine]:
+        """What the machine has uploaded; it does so every few seconds. Raises CloudError."""
+        oldest = None if query.since_s is None else time.time() - query.since_s
+        seen: dict[str, int] = {}
+        while True:
+            try:
+                lines = self._new_lines(query, seen)
+            except BucketError as error:
+                raise CloudError(f"the logs of {self.name} cannot be read", why=str(error)) from error
+            yield from (line for line in lines if oldest is None or (line.at or 0.0) >= oldest)
+            if not query.follow:
+                return
+            time.sleep(FOLLOW_S)
+
+    def _new_lines(self, query: LogQuery, seen: dict[str, int]) -> list[LogLine]:
+        """Lines of the uploaded files that were not there at the last look, by time."""
+        mailbox, found = self.mailbox, []
+        for key in mailbox.keys(LOGS):
+            unit = log_unit(key)
+            if query.units and unit not in query.units:
+                continue
+            lines = list(parse_lines(unit, (mailbox.get(key) or b"").decode("utf-8", "replace").splitlines()))
+            start = seen.get(key, 0) if len(lines) >= seen.get(key, 0) else 0
+            seen[key] = len(lines)
+            found += lines[start:]
+        return sorted(found, key=lambda line: line.at or 0.0)
+
+    def remove(self, report: Report, *, keep_disk: bool = False) -> CloudRemoval:
+        """Destroys the stack, then asks the cloud itself what is left. May be called again after anything."""
+        spec = self.spec()
+        resources = self.stack.resources()
+        result = self.stack.destroy() if resources else Result({})
+        region = (spec.region if spec else None) or self.exports.region
+        if spec is None or region is None:
+            raise CloudError(
+                f"nobody knows on which cloud and in which region {self.name} was",
+                why="its stack holds no config",
+                next_command=f"deployctl down {self.name} --cloud aws --region us-east-1",
+            )
+        sweep = find_leftovers(
+            spec.cloud, region, self.name, keep_weights=keep_disk, patience_s=DESTROY_PATIENCE_S if resources else 0.0
+        )
+        if not keep_disk:
+            self.stack.delete()
+        return CloudRemoval(self.name, result.changes.get("delete", 0), sweep)
+
+
+def with_status(seen: Observation, status: Status | None) -> Observation:
+    """The observation with what the machine says about itself."""
+    seen = dataclasses.replace(seen, life=judge(seen.wanted_release, status, alive=True))
+    if status is None:
+        return seen
+    known = status.release == seen.wanted_release or status.error is not None
+    seen = dataclasses.replace(seen, release=status.release, updated_at=status.updated_at)
+    if not known:
+        return seen
+    return dataclasses.replace(
+        seen,
+        phase=status.phase,
+        percent=status.percent,
+        bytes=status.bytes,
+        eta_s=status.eta_s,
+        error=status.error,
+        hint=status.hint,
+    )
+
+
+def log_unit(key: str) -> str:
+    """ "status/logs/engine.log", "status/logs/engine/7.log" → "engine"."""
+    name = key.removeprefix(LOGS)
+    return name.partition("/")[0].partition(".")[0]
+
+
+def failure_of(target: CloudTarget, seen: Observation) -> FailedError:
+    """The error of a failed deployment: what the machine reported."""
+    phase = f" in phase {seen.phase}" if seen.phase else ""
+    return FailedError(
+        f"{seen.name} failed{phase}: {seen.error}", why=seen.hint, next_command=f"deployctl logs {seen.name}"
+    )
+
+
+def _decoded(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
+    """None for an object that is missing or not what it should be: a half-made machine may have written it."""
+    if data is None:
+        return None
+    try:
+        return decode(data)
+    except msgspec.DecodeError:
+        return None
+
+
+def _not_up(name: str) -> NotRunningError:
+    return NotRunningError(f"{name} is not running", next_command=f"deployctl up --name {name}")
