@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from pathlib import Path
 
 from runtime.deployment import Deployment, decode_deployment
+from runtime.server.tls import TlsError, server_context
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +25,19 @@ def run(release: Path, run_dir: Path, keys: Path, status: Path, tls: Path | None
     """Serves the release in the folder `release` until SIGTERM; returns the exit status.
 
     The socket is the one passed by systemd or the supervisor (LISTEN_FDS), else a new one on the deployment's
-    host and port. 78 = the deployment cannot be read, 3 = the port is taken.
+    host and port. `tls`: the folder of certificate.pem and key.pem, for a deployment that asks for TLS. 78 = the
+    deployment or the certificate cannot be read, 3 = the port is taken.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         deployment = decode_deployment((release / "deployment.json").read_bytes())
     except (OSError, ValueError) as error:
         print(f"error: {release / 'deployment.json'}: {error} | hint: deploy again", file=sys.stderr)
+        return 78
+    try:
+        context = server_context(deployment.listen, tls)
+    except TlsError as error:
+        print(f"error: {error} | hint: run `deployctl redeploy`", file=sys.stderr)
         return 78
     try:
         listener = _passed_socket() or _bind(deployment.listen.host, deployment.listen.port)
@@ -41,11 +49,17 @@ def run(release: Path, run_dir: Path, keys: Path, status: Path, tls: Path | None
         )
         return 3
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the engine needs the cores
-    return _serve(listener, deployment, release, run_dir, keys, status)
+    return _serve(listener, context, deployment, release, run_dir, keys, status)
 
 
 def _serve(
-    listener: socket.socket, deployment: Deployment, release: Path, run_dir: Path, keys: Path, status: Path
+    listener: socket.socket,
+    context: ssl.SSLContext | None,
+    deployment: Deployment,
+    release: Path,
+    run_dir: Path,
+    keys: Path,
+    status: Path,
 ) -> int:
     # Imported here, with the port open already.
     import time
@@ -98,6 +112,8 @@ def _serve(
         date_header=False,
         timeout_graceful_shutdown=int(GRACE_S) + 1,
     )
+    config.load()
+    config.ssl = context
     # uvicorn raises the signal again once it has shut down; by then there is nothing left to end.
     signal.signal(signal.SIGTERM, lambda *_: None)
     logger.info("serving %s on %s", deployment.model.served_name, listener.getsockname())
