@@ -6,7 +6,7 @@ import datetime
 import json
 import shlex
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pulumi
 from pulumi_command import local
@@ -54,8 +54,8 @@ def wait_ready(args: GpuVmArgs, vm: GpuVmOutputs, parent: pulumi.Resource) -> Pr
 
 def export_everything(args: GpuVmArgs, vm: GpuVmOutputs, proof: Proof) -> None:
     """Exports the fields of GpuVmOutputs under their names, and what the plan knows."""
-    for field in fields(vm):
-        pulumi.export(field.name, getattr(vm, field.name))
+    for name, value in vm.by_name().items():
+        pulumi.export(name, value)
     pulumi.export("state", proof.state)
     pulumi.export("certificate", proof.certificate)
     pulumi.export("model", args.spec.api_model_name)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pulumi
 
 from provision.planning import Plan
 from provision.preflight import Preflight
 from provision.spec import DeploymentSpec
-from provision.stack_settings import StackSettings
+from provision.stack_settings import Placement, StackSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,16 @@ class GpuVmArgs:
     preflight: Preflight
     wheel: str
     wheel_sha256: str
+
+    @property
+    def place(self) -> Placement:
+        """Where the machine goes: the candidate that has capacity, else the first."""
+        return self.settings.placement or self.preflight.candidates[0]
+
+    @property
+    def is_place_free(self) -> bool:
+        """Nobody has named a zone: a machine that exists stays where it is, whatever comes first today."""
+        return self.settings.placement is None and not self.spec.zones and self.spec.subnet_id is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,9 @@ class GpuVmOutputs:
     release: pulumi.Output[str]
     allowed_cidrs: pulumi.Output[list[str]]
     expires_at: pulumi.Output[int | None]  # seconds since the epoch
+
+    def by_name(self) -> dict[str, pulumi.Output[Any]]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class GpuVm(pulumi.ComponentResource):
