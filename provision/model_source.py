@@ -1,19 +1,23 @@
-"""The shape of the model that a spec names: catalog, folder, demo, or a hub's `config.json`."""
+"""The shape of the model that a spec names: catalog, folder, demo, or the `config.json` of a hub or bucket."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from provision.catalog import MODELS
-from provision.errors import NotYetError, PlanError
-from provision.spec import DeploymentSpec, nearest
+from provision.errors import PlanError
+from provision.spec import DEFAULT_REGION, DeploymentSpec, nearest
+from runtime.bucket import BucketError, open_bucket
 from runtime.model_spec import ModelSpec, UnsupportedModelError
+from runtime.vm import Provider
 
 CONFIG = "config.json"
 HUB_TIMEOUT_S = 15.0
+MODELSCOPE = "https://www.modelscope.cn"
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -22,9 +26,9 @@ class ModelSourceError(PlanError):
 
 
 def model_spec_for(spec: DeploymentSpec) -> ModelSpec:
-    """Offline for catalog models, folders and the demo; any other hub model costs one small download.
+    """Offline for catalog models, folders and the demo; any other model costs one small download.
 
-    Raises ModelSourceError, or NotYetError for sources that cannot be read yet.
+    Raises ModelSourceError.
     """
     ref = spec.model_ref
     rope = spec.rope_scaling.as_config() if spec.rope_scaling else None
@@ -40,12 +44,10 @@ def model_spec_for(spec: DeploymentSpec) -> ModelSpec:
         config = MODELS[ref.location].config
     elif ref.kind == "hf":
         config = _hub_config(spec)
+    elif ref.kind == "modelscope":
+        config = _modelscope_config(spec)
     else:
-        raise NotYetError(
-            f"the shape of {spec.model} cannot be read yet",
-            why=f"{ref.kind} sources are planned only for the models of the catalog",
-            next_command="deployctl plan --model Qwen/Qwen2.5-7B-Instruct",
-        )
+        config = _bucket_config(spec)
     try:
         return ModelSpec.from_config(config, generation_config=generation, rope_scaling=rope)
     except UnsupportedModelError as error:
@@ -103,6 +105,44 @@ def _hub_config(spec: DeploymentSpec) -> Mapping[str, Any]:
     if response.status_code != httpx.codes.OK:
         raise _refused(spec, response.status_code, response.headers.get("x-error-code", ""))
     return _parse_json(response.text, url)
+
+
+def _modelscope_config(spec: DeploymentSpec) -> Mapping[str, Any]:
+    """One GET from ModelScope, or from the mirror that its own tools read from MODELSCOPE_ENDPOINT."""
+    import httpx
+
+    ref = spec.model_ref
+    base = os.environ.get("MODELSCOPE_ENDPOINT") or MODELSCOPE
+    url = f"{base.rstrip('/')}/models/{ref.location}/resolve/{ref.revision or 'master'}/{CONFIG}"
+    headers = {"authorization": f"Bearer {spec.hub_token.get_secret_value()}"} if spec.hub_token else {}
+    try:
+        response = httpx.get(url, headers=headers, timeout=HUB_TIMEOUT_S, follow_redirects=True)
+    except httpx.HTTPError as error:
+        raise _hub_error(spec, f"{base} cannot be reached ({error})") from None
+    if response.status_code != httpx.codes.OK:
+        raise _refused(spec, response.status_code, "")
+    return _parse_json(response.text, url)
+
+
+def _bucket_config(spec: DeploymentSpec) -> Mapping[str, Any]:
+    """config.json from a bucket, with the credentials of the cloud's own tools on this machine."""
+    ref = spec.model_ref
+    provider: Provider = "aws" if ref.kind == "s3" else "alicloud"
+    bucket, _, prefix = ref.location.partition("/")
+    key = f"{prefix.rstrip('/')}/{CONFIG}".lstrip("/")
+    try:
+        data = open_bucket(provider, spec.region or DEFAULT_REGION[provider], bucket).get(key)
+    except BucketError as error:
+        raise ModelSourceError(
+            f"the shape of {spec.model} is unknown", why=str(error), next_command=f"deployctl plan --model {spec.model}"
+        ) from error
+    if data is None:
+        raise ModelSourceError(
+            f"{spec.model} is not a model",
+            why=f"there is no {CONFIG} in it (a Hugging Face model folder has one)",
+            next_command="deployctl weights push --help",
+        )
+    return _parse_json(data.decode("utf-8", "replace"), f"{ref.kind}://{bucket}/{key}")
 
 
 def _refused(spec: DeploymentSpec, status: int, code: str) -> ModelSourceError:

@@ -196,15 +196,16 @@ def alternatives(spec: DeploymentSpec, model: ModelSpec) -> tuple[Alternative, .
 def not_yet(spec: DeploymentSpec, plan: Plan) -> list[Problem]:
     """What can be planned but not started by this version."""
     found: list[Problem] = []
-    if spec.cloud != "local":
-        found.append(Problem("cloud", f"starting deployments on {spec.cloud} is not yet supported", "local"))
+    if spec.cloud == "host":
+        found.append(Problem("cloud", "starting deployments on machines over SSH is not yet supported", "aws"))
+    if spec.is_cloud and spec.model_ref.kind == "demo":
+        reason = "the demo is converted on this machine and not yet on a cloud"
+        found.append(Problem("model", reason, "HuggingFaceTB/SmolLM2-135M-Instruct"))
     if plan.tensor_parallel > 1:
         reason = f"tensor parallel {plan.tensor_parallel} is not yet supported by the engine"
         found.append(Problem("instance_type", reason))
     if plan.quantization is not None:
         found.append(Problem("quantization", f"{plan.quantization} is not yet supported by the engine", "none"))
-    if (kind := spec.model_ref.kind) not in ("hf", "folder", "demo"):
-        found.append(Problem("model", f"weights from {kind} are not yet supported", "hf:org/name"))
     return found
 
 

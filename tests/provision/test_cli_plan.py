@@ -54,7 +54,7 @@ def test_json_is_the_whole_of_stdout(run: Run) -> None:
     assert found.stderr == ""
     assert (plan["fits"], plan["tensor_parallel"], plan["max_model_len"]) == (True, 4, 32768)
     assert plan["cost"]["label"] == "estimate"
-    assert [item["path"] for item in plan["not_yet"]] == ["cloud", "instance_type"]
+    assert [item["path"] for item in plan["not_yet"]] == ["instance_type"]
 
 
 def test_a_model_that_does_not_fit_ends_with_4_and_what_would(run: Run) -> None:

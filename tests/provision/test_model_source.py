@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from provision.catalog import MODELS
-from provision.errors import NotYetError
 from provision.model_source import ModelSourceError, model_spec_for
 from provision.spec import parse
 
@@ -23,7 +24,7 @@ class Hub(BaseHTTPRequestHandler):
     """Answers as the hub does: config.json, 404 with X-Error-Code, 401 for a gated model without token."""
 
     def do_GET(self) -> None:
-        if self.path == "/org/open/resolve/main/config.json":
+        if self.path in ("/org/open/resolve/main/config.json", "/models/org/open/resolve/master/config.json"):
             self._send(200, json.dumps(CONFIG).encode())
         elif self.path == "/org/gated/resolve/main/config.json":
             allowed = self.headers.get("authorization") == f"Bearer {TOKEN}"
@@ -60,6 +61,25 @@ def hub() -> Iterator[str]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def s3_address() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="weights")
+    return "weights"
 
 
 def failure(values: dict[str, object]) -> ModelSourceError:
@@ -152,6 +172,20 @@ def test_a_hub_that_cannot_be_reached_says_so_and_names_the_mirror_option() -> N
     assert "--hub-endpoint" in (error.next_command or "")
 
 
-def test_a_bucket_outside_the_catalog_is_not_yet_planned() -> None:
-    with pytest.raises(NotYetError):
-        model_spec_for(parse({"cloud": "aws", "model": "s3://bucket/mine"}))
+def test_a_model_in_a_bucket_is_read_with_the_credentials_of_the_user(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key="mine/config.json", Body=json.dumps(CONFIG).encode())
+    assert model_spec_for(parse({"cloud": "aws", "model": f"s3://{s3_bucket}/mine"})).num_heads == 28
+
+
+def test_a_bucket_without_a_config_is_no_model_and_names_the_way_to_fill_it(s3_bucket: str) -> None:
+    error = failure({"cloud": "aws", "model": f"s3://{s3_bucket}/nothing"})
+    assert "no config.json" in (error.why or "")
+    assert error.next_command == "deployctl weights push --help"
+
+
+def test_a_model_of_modelscope_is_read_from_its_hub(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub)
+    spec = parse({"cloud": "alicloud", "model": "modelscope:org/open"})
+    assert model_spec_for(spec).num_heads == 28

@@ -257,12 +257,23 @@ def test_what_can_be_planned_but_not_started_is_named() -> None:
     values = {**AWS, "instance_type": "g6.12xlarge", "model": Q7, "quantization": "fp8"}
     spec = parse(values)
     found = not_yet(spec, plan(**values))
-    assert [item.path for item in found] == ["cloud", "instance_type", "quantization"]
+    assert [item.path for item in found] == ["instance_type", "quantization"]
     assert all("not yet" in item.reason for item in found)
 
 
 def test_the_demo_on_this_machine_can_be_started() -> None:
     assert not_yet(parse({}), plan(LAPTOP)) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {**AWS, "instance_type": "g6.xlarge", "model": Q7},
+        {**ALI, "instance_type": "ecs.gn7i-c8g1.2xlarge", "model": f"modelscope:{Q7}"},
+    ],
+)
+def test_a_model_on_one_gpu_of_a_cloud_can_be_started(values: dict[str, Any]) -> None:
+    assert not_yet(parse(values), plan(**values)) == []
 
 
 # ---- properties ----
