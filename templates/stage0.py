@@ -30,12 +30,12 @@ DIRECT = build_opener(ProxyHandler({}))  # bucket and metadata are no matter of 
 
 
 class Trouble(Exception):
-    def __init__(self, error, hint):
+    def __init__(self, error: str, hint: str):
         super().__init__(error)
         self.hint = hint
 
 
-def sign(vm, credentials, method, key, headers, body, now):
+def sign(vm: dict, credentials: tuple, method: str, key: str, headers: dict, body: bytes, now: float) -> dict:
     """The headers of one request to the bucket, `headers` (lower-case names) among them.
 
     AWS Signature Version 4 for S3, OSS signature version 4 for Alibaba Cloud: one scheme under two sets of names, but
@@ -73,13 +73,13 @@ def sign(vm, credentials, method, key, headers, body, now):
 class Cloud:
     """This VM's metadata and mailbox; `bootstrap` gets it too. While `moved` grows, nothing is stuck."""
 
-    def __init__(self, vm):
+    def __init__(self, vm: dict):
         self.vm = vm
         self.release = ""
         self.moved = 0
         self.posted = 0.0
 
-    def metadata(self, path):
+    def metadata(self, path: str) -> str:
         """One text of the metadata service; with a session token where the service gives one (IMDSv2)."""
         aws = self.vm["provider"] == "aws"
         base = METADATA[self.vm["provider"]]
@@ -92,13 +92,13 @@ class Cloud:
             pass
         return DIRECT.open(Request(base + "meta-data/" + path, None, headers), timeout=5).read().decode()
 
-    def credentials(self):
+    def credentials(self) -> tuple:
         folder = ("iam" if self.vm["provider"] == "aws" else "ram") + "/security-credentials/"
         found = json.loads(self.metadata(folder + self.metadata(folder).split()[0]))
         secret = found.get("SecretAccessKey") or found["AccessKeySecret"]
         return found["AccessKeyId"], secret, found.get("Token") or found.get("SecurityToken")
 
-    def request(self, method, key, body=b"", start=0):
+    def request(self, method: str, key: str, body: bytes = b"", start: int = 0):
         """The open answer. Raises OSError with the object's key and the store's own code."""
         headers = {"content-type": "application/json"} if body else {}
         headers = sign(self.vm, self.credentials(), method, key, headers, body, time.time())
@@ -112,22 +112,25 @@ class Cloud:
             error.msg = f"{code[1].decode() if code else error.msg}, {method} {key}"
             raise
 
-    def read(self, key):
+    def read(self, key: str):
         return json.load(self.request("GET", key))
 
-    def post(self, percent=None, done=None, error=None, hint=None, least=0):
+    def post(
+        self, percent: float | None = None, done: int | None = None, error: str = "", hint: str = "", least: int = 0
+    ):
         """Writes status/status.json, at most every `least` seconds. A failure to do so is only logged."""
         if time.monotonic() < self.posted + least:
             return
         self.posted = time.monotonic()
         try:
             status = {"instance_id": self.metadata("instance-id"), "release": self.release, "phase": "python"}
-            status |= {"updated_at": time.time(), "percent": percent, "bytes": done, "error": error, "hint": hint}
+            status |= {"updated_at": time.time(), "percent": percent, "bytes": done}
+            status |= {"error": error or None, "hint": hint or None}
             self.request("PUT", "status/status.json", json.dumps(status).encode())
         except Exception as problem:
             print("status not written:", problem, flush=True)
 
-    def download(self, key, path, digest):
+    def download(self, key: str, path: str, digest: str) -> None:
         """The object as the file `path`, whole and verified. What an earlier run has fetched is not fetched again."""
         if os.path.exists(path):
             return
@@ -139,7 +142,7 @@ class Cloud:
                 if answer.status == 200:
                     start = file.truncate(0)
                 size = start + int(answer.headers["content-length"])
-                while data := answer.read(2**18):
+                while data := answer.read1(2**18):
                     file.write(data)
                     self.moved += 1
                     self.post(100 * file.tell() / size, file.tell(), least=2)
@@ -159,7 +162,7 @@ class Cloud:
         os.replace(path + ".part", path)
 
 
-def bring_up(cloud):
+def bring_up(cloud: Cloud) -> None:
     """`ready` in the agent's virtual environment names its wheel: an agent that works needs no mailbox to come back."""
     ready = STATE + "/agent/ready"
     current = None
@@ -178,7 +181,7 @@ def bring_up(cloud):
     scope["bring_up"](cloud, wheel, current)
 
 
-def main():
+def main() -> None:
     with open(VM) as file:
         cloud = Cloud(json.load(file))
     pause, moved, since = PAUSES[0], 0, time.monotonic()
