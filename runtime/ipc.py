@@ -1,4 +1,4 @@
-"""Frames between server and engine: msgpack over a unix stream socket (mode 0600), 4-byte little-endian length.
+"""Frames between server and engine: msgpack over a unix stream socket (private), 4-byte little-endian length.
 
 The engine listens on `<run>/engine.sock` from its first moment, while weights load too, and serves one server at
 a time: a new connection replaces the old one, whose requests are aborted. The server connects and connects again.

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import stat
 from pathlib import Path
 
 from runtime.ipc import (
@@ -29,7 +30,10 @@ class ServerGone(Exception):
 
 
 class ServerLink:
-    """Listens on `<run>/engine.sock` (mode 0600). A new server replaces the old one."""
+    """Listens on `<run>/engine.sock`. A new server replaces the old one.
+
+    Mode 0600; on a VM, where server and engine are two users, their run folder is one of a group (setgid): 0660.
+    """
 
     def __init__(self, run_dir: Path, release: str) -> None:
         path = run_dir / SOCKET_NAME
@@ -37,7 +41,8 @@ class ServerLink:
         self._hello = Hello(PROTOCOL, os.getpid(), release)
         self._greeting: list[Frame] = [self._hello]
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
+        shared = run_dir.stat().st_mode & stat.S_ISGID
+        mask = os.umask(0o117 if shared else 0o177)
         try:
             self._listener.bind(str(path))
         finally:
