@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,18 +95,20 @@ def _adjust(logits: Tensor, row: SamplingRow) -> None:
     """Bias, bans and penalties of one row [V], in place."""
     device = logits.device
     if row.bias:
-        ids = torch.tensor([token for token, _ in row.bias], device=device)
-        logits[ids] += torch.tensor([value for _, value in row.bias], dtype=logits.dtype, device=device)
+        biased = torch.tensor([token for token, _ in row.bias], device=device)
+        logits[biased] += torch.tensor([value for _, value in row.bias], dtype=logits.dtype, device=device)
     if row.banned:
         logits[list(row.banned)] = -torch.inf
     if not row.has_penalty:
         return
     if row.repetition_penalty != 1:
-        seen = torch.tensor([*row.prompt, *row.output], dtype=torch.int64, device=device).unique()
+        seen = torch.tensor(list({*row.prompt, *row.output}), dtype=torch.int64, device=device)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / row.repetition_penalty, values * row.repetition_penalty)
-    ids, counts = torch.tensor(list(row.output), dtype=torch.int64, device=device).unique(return_counts=True)
-    logits[ids] -= row.presence_penalty + row.frequency_penalty * counts.to(logits.dtype)
+    counts = Counter(row.output)
+    ids = torch.tensor(list(counts), dtype=torch.int64, device=device)
+    often = torch.tensor(list(counts.values()), dtype=logits.dtype, device=device)
+    logits[ids] -= row.presence_penalty + row.frequency_penalty * often
 
 
 def _report(logprobs: Tensor, token: int, count: int | None) -> Logprobs:

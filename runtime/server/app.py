@@ -1,4 +1,4 @@
-"""The routes, and how a request body becomes a job for the engine."""
+"""The routes of the API."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TypeVar
 
 import msgspec
@@ -23,15 +24,22 @@ from runtime.server.auth import KeyRing
 from runtime.server.completion import CompletionResponse, Job
 from runtime.server.engine_client import EngineClient
 from runtime.server.errors import SERVER, ApiError, bounded, from_status, from_validation, invalid, not_ready
-from runtime.server.gate import KEY, Gate
+from runtime.server.gate import KEY, REQUEST_ID, Gate
+from runtime.server.jobs import COMPLETION_MAX_TOKENS, Bounds, max_tokens_of, samplings_of
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
-from runtime.server.schema import ChatBody, CompletionBody, GenerationBody
+from runtime.server.schema import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    Message,
+    TokenizeBody,
+)
 from runtime.server.status import Readiness
 from runtime.server.tokenizer import ModelTokenizer, PromptError, PromptTooLongError
 from runtime.server.wire import ChatFormat, Format, TextFormat
 
-_COMPLETION_MAX_TOKENS = 16  # the API's default for /v1/completions
 _T = TypeVar("_T")
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -130,21 +138,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def chat(body: ChatBody, request: Request) -> Response:
         _check_model(service, body.model)
         tokenizer = _tokenizer(service)
-        messages = [_message(message.role, message.text, message.name) for message in body.messages]
         limit = _context(service)
-        ids = await _in_pool(service, lambda: tokenizer.encode_chat(messages, limit), "messages")
-        wanted, field = body.max_tokens, "max_tokens"
-        if body.max_completion_tokens is not None:
-            if wanted is not None and wanted != body.max_completion_tokens:
-                raise invalid("max_tokens is the old name of max_completion_tokens; send one", "max_tokens")
-            wanted, field = body.max_completion_tokens, "max_completion_tokens"
+        ids = await _in_pool(service, lambda: tokenizer.encode_chat(_turns(body.messages), limit), "messages")
+        wanted, field = max_tokens_of(body)
         if wanted is None:
             wanted = max(1, limit - len(ids))
-        sampling = _sampling(body, wanted)
-        _check_length(service, ids, wanted, "messages", field)
-        request_id = secrets.token_hex(12)
-        form = ChatFormat(request_id, int(time.time()), service.name, body.include_usage)
-        return _run(service, request, body, request_id, [ids], [sampling], form, continues_prompt=False)
+        bounds = _bounds(service)
+        bounds.check(ids, wanted, "messages", field)
+        samplings = samplings_of(body, wanted, body.wanted_logprobs, bounds.vocab_size)
+        form = ChatFormat(request.scope[REQUEST_ID], int(time.time()), service.name, body.include_usage)
+        return _run(service, request, body, [ids], samplings, form)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -156,56 +159,71 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             return [p if isinstance(p, list) else tokenizer.encode_text(p, limit) for p in body.prompt]
 
         prompts = await _in_pool(service, encode, "prompt")
-        wanted = _COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        wanted = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        bounds = _bounds(service)
         for ids in prompts:
-            _check_length(service, ids, wanted, "prompt", "max_tokens")
-        samplings = [_sampling(body, wanted) for _ in prompts]
-        request_id = secrets.token_hex(12)
-        form = TextFormat(request_id, int(time.time()), service.name, body.include_usage)
-        return _run(service, request, body, request_id, prompts, samplings, form, continues_prompt=True)
+            bounds.check(ids, wanted, "prompt", "max_tokens")
+        samplings = samplings_of(body, wanted, body.wanted_logprobs, bounds.vocab_size)
+        if len(prompts) * len(samplings) > limits.MAX_PROMPTS:
+            raise invalid(
+                f"{len(prompts)} prompts with n {len(samplings)} are {len(prompts) * len(samplings)} choices, over the "
+                f"limit of {limits.MAX_PROMPTS}",
+                "n",
+            )
+        echoes = [tokenizer.text_of(ids) for ids in prompts] if body.echo else []
+        form = TextFormat(request.scope[REQUEST_ID], int(time.time()), service.name, body.include_usage)
+        return _run(service, request, body, prompts, samplings, form, echoes=echoes)
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> Response:
+        tokenizer, limit = _checked_tokenizer(service, body.model), limits.MAX_TOKENS
+        messages, prompt = body.messages, body.prompt or ""
+
+        def encode() -> list[int]:
+            if messages is not None:
+                return tokenizer.encode_chat(_turns(messages), limit)
+            return tokenizer.encode_text(prompt, limit, add_special_tokens=body.add_special_tokens)
+
+        ids = await _in_pool(service, encode, "prompt" if messages is None else "messages")
+        return _json({"count": len(ids), "max_model_len": _context(service), "tokens": ids})
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> Response:
+        tokenizer = _checked_tokenizer(service, body.model)
+        if body.tokens and max(body.tokens) >= tokenizer.vocab_size:
+            raise invalid(f"token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")
+        return _json({"prompt": await _in_pool(service, lambda: tokenizer.text_of(body.tokens), "tokens")})
+
+    @app.get("/version")
+    async def version() -> Response:
+        return _json({"version": _version()})
 
 
 def _run(
     service: Service,
     request: Request,
     body: GenerationBody,
-    request_id: str,
     prompts: Sequence[list[int]],
     samplings: Sequence[Sampling],
     form: Format,
     *,
-    continues_prompt: bool,
+    echoes: Sequence[str] | None = None,
 ) -> Response:
+    """`echoes`: None for a chat, whose answer does not go on where its prompt's text ends."""
     key: ApiKey = request.scope[KEY]
     job = Job(
-        request_id=request_id,
+        request_id=secrets.token_hex(12),  # not the client's: the engine needs ids that nobody repeats
         prompts=prompts,
         samplings=samplings,
+        echoes=echoes or (),
         stops=body.stop,
         salt=bytes.fromhex(key.sha256)[:16],  # one prefix cache per key
         stream=bool(body.stream),
-        continues_prompt=continues_prompt,
+        continues_prompt=echoes is not None,
         format=form,
     )
     service.metrics.last_request_at = time.monotonic()
     return CompletionResponse(job, service.engine, service.metrics, _tokenizer(service))
-
-
-def _sampling(body: GenerationBody, max_tokens: int) -> Sampling:
-    min_tokens = body.min_tokens or 0
-    if min_tokens > max_tokens:
-        raise invalid(f"min_tokens {min_tokens} is over max_tokens {max_tokens}", "min_tokens")
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(0, body.top_k or 0),
-        min_p=body.min_p or 0.0,
-        seed=secrets.randbits(63) if body.seed is None else body.seed & (2**63 - 1),
-        ignore_eos=bool(body.ignore_eos),
-        min_tokens=min_tokens,
-        stop_token_ids=tuple(body.stop_token_ids),
-    )
 
 
 def _check_model(service: Service, name: str) -> None:
@@ -218,21 +236,9 @@ def _check_model(service: Service, name: str) -> None:
         )
 
 
-def _check_length(service: Service, ids: list[int], max_tokens: int, param: str, field: str) -> None:
-    """Raises ApiError 400 for a prompt that is empty, has ids outside the vocabulary, or leaves no room."""
+def _bounds(service: Service) -> Bounds:
     ready = service.engine.ready
-    if not ids:
-        raise invalid("the prompt is empty", param)
-    if ready is not None and not 0 <= min(ids) <= max(ids) < ready.vocab_size:
-        raise invalid(f"token ids go from 0 to {ready.vocab_size - 1}", param)
-    limit = _context(service)
-    if len(ids) + max_tokens > limit:
-        raise invalid(
-            f"the prompt has {len(ids)} tokens and {field} asks for {max_tokens}: together "
-            f"{len(ids) + max_tokens}, over the limit of {limit}; shorten the prompt or lower {field}",
-            param if len(ids) >= limit else field,
-            "context_length_exceeded",
-        )
+    return Bounds(_context(service), None if ready is None else ready.vocab_size)
 
 
 def _context(service: Service) -> int:
@@ -253,6 +259,12 @@ def _tokenizer(service: Service) -> ModelTokenizer:
     return tokenizer
 
 
+def _checked_tokenizer(service: Service, model: str | None) -> ModelTokenizer:
+    if model is not None:
+        _check_model(service, model)
+    return _tokenizer(service)
+
+
 async def _in_pool(service: Service, work: Callable[[], _T], param: str) -> _T:
     """Templates and tokenizers run off the event loop, where a long prompt holds nobody up."""
     try:
@@ -263,14 +275,25 @@ async def _in_pool(service: Service, work: Callable[[], _T], param: str) -> _T:
         raise invalid(bounded(str(error)), param) from error
 
 
-def _message(role: str, text: str, name: str | None) -> dict[str, str]:
-    """A turn as templates expect it. They know `system` only, which is what `developer` means to them."""
-    turn = {"role": "system" if role == "developer" else role, "content": text}
-    return turn if name is None else {**turn, "name": name}
+def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Turns as templates expect them. They know `system` only, which is what `developer` means to them."""
+    turns = []
+    for message in messages:
+        turn = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+        turns.append(turn if message.name is None else {**turn, "name": message.name})
+    return turns
 
 
 def _card(service: Service) -> ModelCard:
     return ModelCard(service.name, service.started, _context(service), root=service.deployment.model.source)
+
+
+def _version() -> str:
+    """The distribution's, "unknown" where the code runs without having been installed."""
+    try:
+        return metadata.version("deployctl")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

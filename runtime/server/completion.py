@@ -18,22 +18,26 @@ from runtime.ipc import Output, Sampling, Submit
 from runtime.server.detokenizer import Detokenizer
 from runtime.server.engine_client import ClientGoneError, EngineClient, Inbox
 from runtime.server.errors import ApiError
-from runtime.server.generation import Generation
+from runtime.server.generation import Generation, Piece
 from runtime.server.metrics import Metrics
 from runtime.server.stop import StopMatcher
 from runtime.server.tokenizer import ModelTokenizer
-from runtime.server.wire import DONE, Choice, Format, Usage, usage_of
+from runtime.server.wire import DONE, Choice, Delta, Format, Usage, usage_of
 
 _EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A validated request: one generation per prompt, `samplings` beside `prompts`."""
+    """A validated request: `len(samplings)` choices of each prompt, in the order of the prompts.
+
+    `echoes`: texts of the prompts, where the answer shall begin with them; else empty.
+    """
 
     request_id: str
     prompts: Sequence[list[int]]
     samplings: Sequence[Sampling]
+    echoes: Sequence[str]
     stops: Sequence[str]
     salt: bytes
     stream: bool
@@ -50,23 +54,29 @@ class CompletionResponse(Response):
         self._engine = engine
         self._metrics = metrics
         now = time.monotonic()
-        self._generations = {
-            f"{job.request_id}-{index}": Generation(
-                index=index,
-                request_id=f"{job.request_id}-{index}",
-                prompt_tokens=len(prompt),
-                detokenizer=Detokenizer(tokenizer.tokenizer, prompt if job.continues_prompt else ()),
-                stops=StopMatcher(job.stops) if job.stops else None,
-                min_tokens=job.samplings[index].min_tokens,
-                submitted_at=now,
-            )
-            for index, prompt in enumerate(job.prompts)
-        }
+        self._submits: list[Submit] = []
+        self._generations: dict[str, Generation] = {}
+        for number, prompt in enumerate(job.prompts):
+            for sampling in job.samplings:
+                index = len(self._submits)
+                name = f"{job.request_id}-{index}"
+                self._submits.append(Submit(name, prompt, sampling, job.salt))
+                self._generations[name] = Generation(
+                    index=index,
+                    request_id=name,
+                    prompt_tokens=len(prompt),
+                    detokenizer=Detokenizer(tokenizer.tokenizer, prompt if job.continues_prompt else ()),
+                    stops=StopMatcher(job.stops) if job.stops else None,
+                    min_tokens=sampling.min_tokens,
+                    submitted_at=now,
+                    texts=tokenizer.texts if sampling.logprobs is not None else None,
+                    echo=job.echoes[number] if job.echoes else "",
+                )
         self._open = len(self._generations)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ApiError while nothing has been sent yet; later failures go into the stream."""
-        inbox = self._engine.submit(self._submits())
+        inbox = self._engine.submit(self._submits)
 
         def gone(_: asyncio.Task[None]) -> None:
             self._engine.close(inbox)
@@ -110,15 +120,13 @@ class CompletionResponse(Response):
             await send({"type": "http.response.body", "body": events, "more_body": self._open > 0})
 
     async def _whole(self, inbox: Inbox, send: Send) -> None:
-        texts: dict[int, list[str]] = {generation.index: [] for generation in self._generations.values()}
+        pieces: dict[int, list[Piece]] = {generation.index: [] for generation in self._generations.values()}
         while self._open:
             for output in await inbox.take():
                 generation = self._generations[output.id]
                 if generation.finish_reason is None:
-                    texts[generation.index].append(self._feed(inbox, generation, output))
-        choices = [
-            Choice(g.index, "".join(texts[g.index]), g.finish_reason or "stop") for g in self._generations.values()
-        ]
+                    pieces[generation.index].append(self._feed(inbox, generation, output))
+        choices = [_choice(generation, pieces[generation.index]) for generation in self._generations.values()]
         body = self._job.format.whole(choices, self._usage())
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -132,12 +140,17 @@ class CompletionResponse(Response):
             if generation.finish_reason is not None:  # came before the engine knew of the stop string
                 continue
             first = generation.completion_tokens == 0
-            text = self._feed(inbox, generation, output)
-            events += self._job.format.chunk(generation.index, text, generation.finish_reason, first=first)
+            piece = self._feed(inbox, generation, output)
+            offset = generation.offset
+            generation.offset += sum(len(entry.token) for entry in piece.logprobs)
+            asked = piece.logprobs if generation.texts is not None else None
+            events += self._job.format.chunk(
+                Delta(generation.index, piece.text, generation.finish_reason, first, asked, offset)
+            )
         return events
 
-    def _feed(self, inbox: Inbox, generation: Generation, output: Output) -> str:
-        text = generation.feed(output)
+    def _feed(self, inbox: Inbox, generation: Generation, output: Output) -> Piece:
+        piece = generation.feed(output)
         self._measure(generation, len(output.tokens))
         if generation.finish_reason is not None:
             self._open -= 1
@@ -146,7 +159,7 @@ class CompletionResponse(Response):
             self._metrics.end_to_end.observe(generation.last_at - generation.submitted_at)
             if generation.first_at is not None:
                 self._metrics.decode_time.observe(generation.last_at - generation.first_at)
-        return text
+        return piece
 
     def _measure(self, generation: Generation, tokens: int) -> None:
         metrics, now = self._metrics, time.monotonic()
@@ -159,20 +172,25 @@ class CompletionResponse(Response):
         generation.last_at = now
         metrics.generation_tokens += tokens
 
-    def _submits(self) -> list[Submit]:
-        job = self._job
-        return [
-            Submit(request_id, prompt, sampling, job.salt)
-            for request_id, prompt, sampling in zip(self._generations, job.prompts, job.samplings, strict=True)
-        ]
-
     def _usage(self) -> Usage:
-        generations = self._generations.values()
+        generations = list(self._generations.values())
+        firsts = generations[:: len(self._job.samplings)]
         return usage_of(
-            sum(g.prompt_tokens for g in generations),
+            sum(g.prompt_tokens for g in firsts),
             sum(g.completion_tokens for g in generations),
-            sum(g.cached_tokens for g in generations),
+            sum(g.cached_tokens for g in firsts),
         )
+
+
+def _choice(generation: Generation, pieces: Sequence[Piece]) -> Choice:
+    entries = [entry for piece in pieces for entry in piece.logprobs]
+    return Choice(
+        index=generation.index,
+        text="".join(piece.text for piece in pieces),
+        finish_reason=generation.finish_reason or "stop",
+        logprobs=entries if generation.texts is not None else None,
+        echoed=len(generation.echo),
+    )
 
 
 async def _wait_disconnect(receive: Receive) -> None:

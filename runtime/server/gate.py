@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.server.auth import KeyRing
@@ -11,6 +14,8 @@ from runtime.server.status import Readiness
 
 OPEN_PATHS = frozenset({"/health"})  # answered without a key
 KEY = "deployctl.key"  # where the matched ApiKey stands in the ASGI scope
+REQUEST_ID = "deployctl.request_id"  # and the request's id: the client's X-Request-Id, or a random one
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Gate:
@@ -28,13 +33,16 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        scope[REQUEST_ID] = given.decode() if _ID.fullmatch(given) else secrets.token_hex(12)
+        answer = _named(send, scope[REQUEST_ID])
         try:
             self._check(scope, headers)
         except ApiError as error:
             self._metrics.refused[str(error.status_code)] += 1
-            await error.response()(scope, receive, send)
+            await error.response()(scope, receive, answer)
             return
-        await self._app(scope, self._measured(receive), send)
+        await self._app(scope, self._measured(receive), answer)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         key = self._keys.match(headers.get(b"authorization", b"").decode("latin-1"))
@@ -69,3 +77,15 @@ class Gate:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is over the limit of {self._max_body} bytes", code="body_too_large")
+
+
+def _named(send: Send, request_id: str) -> Send:
+    """Adds the request's id to the head of the answer."""
+    header = (b"x-request-id", request_id.encode())
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), header]
+        await send(message)
+
+    return sending

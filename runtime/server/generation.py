@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from runtime.ipc import Output
 from runtime.server.detokenizer import Detokenizer
 from runtime.server.errors import SERVER, ApiError
+from runtime.server.logprobs import ChatLogprob, TokenTexts
 from runtime.server.stop import StopMatcher
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one output adds to a choice: text that may be shown, and log-probabilities where they were asked for."""
+
+    text: str
+    logprobs: list[ChatLogprob]
 
 
 @dataclass(slots=True)
@@ -21,17 +30,21 @@ class Generation:
     stops: StopMatcher | None
     min_tokens: int
     submitted_at: float
+    texts: TokenTexts | None = None  # where log-probabilities were asked for
+    echo: str = ""  # the prompt, to stand before the output
     completion_tokens: int = 0
     cached_tokens: int = 0
     finish_reason: str | None = None
     first_at: float | None = None
     last_at: float = field(init=False)
+    offset: int = field(init=False)  # characters before the next token, as log-probabilities count them
 
     def __post_init__(self) -> None:
         self.last_at = self.submitted_at
+        self.offset = len(self.echo)
 
-    def feed(self, output: Output) -> str:
-        """Text that may be shown now.
+    def feed(self, output: Output) -> Piece:
+        """What may be shown now.
 
         Sets `finish_reason` at the end, which a stop string may bring before the engine does. Raises ApiError
         when the engine failed the request.
@@ -39,17 +52,21 @@ class Generation:
         if output.finish in ("error", "abort"):
             reason = output.error or "the engine gave the request up"
             raise ApiError(500, f"the request failed in the engine: {reason}", code="engine_error", kind=SERVER)
+        shown: list[str] = []
         if self.completion_tokens == 0:
             self.cached_tokens = output.cached_tokens
+            shown.append(self.echo)
         hidden = len(output.tokens) - 1 if output.stopped_by_token else -1
-        shown: list[str] = []
+        logprobs: list[ChatLogprob] = []
         for position, token in enumerate(output.tokens):
             self.completion_tokens += 1
             if position != hidden:
                 shown.append(self._show(self.detokenizer.step(token)))
+                if self.texts is not None and output.logprobs is not None:
+                    logprobs.append(self.texts.describe(token, output.logprobs[position]))
             if self.stops is not None and self.stops.stopped:
                 self.finish_reason = "stop"
-                return "".join(shown)
+                return Piece("".join(shown), logprobs)
         if output.finish is not None:
             shown.append(self._show(self.detokenizer.flush()))
             self.finish_reason = output.finish
@@ -57,7 +74,7 @@ class Generation:
                 shown.append(self.stops.flush())
                 if self.stops.stopped:
                     self.finish_reason = "stop"
-        return "".join(shown)
+        return Piece("".join(shown), logprobs)
 
     def _show(self, text: str) -> str:
         # Text of the first `min_tokens` tokens cannot stop the output, so it does not pass the matcher.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 MAX_PROMPTS = 64
 MAX_MESSAGES = 4096
+MAX_CHOICES = 16  # of one prompt
+MAX_LOGPROBS = 20  # alternatives per token
+MAX_BIASES = 1024
+MAX_TOKENS = 2**20  # of one /detokenize
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64

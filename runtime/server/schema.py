@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from runtime.server import limits
 
 Prompt = str | list[int]  # text, or token ids
+Bias = tuple[tuple[int, float], ...]  # (token id, what is added to its logit)
 
 
 class Body(BaseModel):
@@ -75,6 +76,22 @@ def _prompts(value: object) -> list[Prompt]:
     if all(isinstance(item, list) and item and all(type(token) is int for token in item) for item in value):
         return list(value)
     raise ValueError("its items must be all texts, all token ids, or all lists of token ids, none empty")
+
+
+def _biases(value: object) -> Bias:
+    """{"token id": bias} as pairs; JSON's keys are text."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or len(value) > limits.MAX_BIASES:
+        raise ValueError(f"must be a map of at most {limits.MAX_BIASES} token ids to numbers from -100 to 100")
+    pairs = []
+    for token, bias in value.items():
+        if not token.isdecimal():
+            raise ValueError("its keys must be token ids, written as text")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise ValueError("its values must be numbers from -100 to 100")
+        pairs.append((int(token), float(bias)))
+    return tuple(pairs)
 
 
 def _stop_text(text: str) -> str:
@@ -131,12 +148,13 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    n: One = None
-    presence_penalty: Zero = None
-    frequency_penalty: Zero = None
-    repetition_penalty: One = None
+    n: Annotated[int, Field(ge=1, le=limits.MAX_CHOICES)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    logit_bias: Annotated[Bias, PlainValidator(_biases)] = ()
+
     length_penalty: One = None
-    logit_bias: Empty = None
     response_format: Annotated[Any, neutral(None, {"type": "text"})] = None
     prompt_logprobs: Null = None
     use_beam_search: Off = None
@@ -187,8 +205,9 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
-    logprobs: Off = None
-    top_logprobs: Zero = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
+
     tools: Empty = None
     tool_choice: Annotated[Any, neutral(None, "none")] = None
     parallel_tool_calls: Annotated[Any, neutral(None, True)] = None
@@ -206,13 +225,60 @@ class ChatBody(GenerationBody):
     continue_final_message: Off = None
     echo: Off = None
 
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> ChatBody:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the most probable tokens to report; None = no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`."""
 
     prompt: Annotated[list[Prompt], PlainValidator(_prompts)]
 
-    logprobs: Null = None
-    echo: Off = None
+    logprobs: Annotated[int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+
     best_of: One = None
     suffix: Annotated[Any, neutral(None, "")] = None
+
+    @model_validator(mode="after")
+    def _echo_alone(self) -> CompletionBody:
+        if self.echo and self.logprobs is not None:
+            raise PydanticCustomError(
+                "echo", "echo together with logprobs needs log-probabilities of the prompt, which are not computed"
+            )
+        return self
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the most probable tokens to report; None = no log-probabilities."""
+        return self.logprobs
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`: a text, or messages as the chat template writes them."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None = None
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizeBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("tokenize", "send either prompt or messages")
+        return self
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=limits.MAX_TOKENS)]

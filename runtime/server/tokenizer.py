@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from runtime.server.chat_template import ChatTemplate, ChatTemplateError
+from runtime.server.logprobs import TokenTexts
 
 _TEMPLATE_FILE = "chat_template.jinja"
 
@@ -31,6 +32,7 @@ class ModelTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self.tokenizer = tokenizer
+        self.texts = TokenTexts(tokenizer)
         self._template = template
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._longest_token = max((len(token) for token in vocabulary), default=1)  # characters
@@ -72,9 +74,17 @@ class ModelTokenizer:
             raise PromptError(str(error)) from error
         return self._encode(text, max_tokens, add_special_tokens=False)
 
-    def encode_text(self, text: str, max_tokens: int) -> list[int]:
-        """Tokenizes a bare prompt with the special tokens that the model expects. Raises PromptError."""
-        return self._encode(text, max_tokens, add_special_tokens=True)
+    def encode_text(self, text: str, max_tokens: int, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokenizes a bare prompt, by default with the special tokens that the model expects. Raises PromptError."""
+        return self._encode(text, max_tokens, add_special_tokens=add_special_tokens)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out, as answers show it."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
 
     def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
         # No token is longer than the longest one, so this refuses only what could not fit; it spares the

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+from runtime.server.logprobs import ChatLogprob, ChatLogprobs, TextLogprobs, as_text_logprobs
+
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
 
@@ -19,7 +21,7 @@ class CachedTokens(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of all choices; the prompt of each counts."""
+    """Tokens of all choices; a prompt counts once, however many choices continue it."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -28,11 +30,25 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What one generation came to."""
+    """What one generation came to. `logprobs`: None where they were not asked for; `echoed`: characters of `text` that
+    are the prompt's."""
 
     index: int
     text: str
     finish_reason: str
+    logprobs: list[ChatLogprob] | None = None
+    echoed: int = 0
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What one step adds to one choice. `offset`: characters of the choice that came before its tokens."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    first: bool
+    logprobs: list[ChatLogprob] | None = None
+    offset: int = 0
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -45,7 +61,7 @@ class _ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: _Message
     finish_reason: str
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class _ChatAnswer(msgspec.Struct, frozen=True):
@@ -61,7 +77,7 @@ class _TextChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     finish_reason: str
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
 
 
 class _TextAnswer(msgspec.Struct, frozen=True):
@@ -76,7 +92,7 @@ class _TextAnswer(msgspec.Struct, frozen=True):
 class Format(Protocol):
     """How one endpoint writes its answers. `created`: seconds since the epoch."""
 
-    def chunk(self, index: int, text: str, finish: str | None, *, first: bool) -> bytes:
+    def chunk(self, delta: Delta) -> bytes:
         """Server-sent events of one step of one choice; empty when there is nothing to say."""
 
     def usage(self, usage: Usage) -> bytes:
@@ -100,17 +116,18 @@ class ChatFormat:
         self._head = _head(self._id, "chat.completion.chunk", created, model)
         self._tail = _tail(include_usage)
 
-    def chunk(self, index: int, text: str, finish: str | None, *, first: bool) -> bytes:
-        start = b"%b%d" % (self._head, index)
+    def chunk(self, delta: Delta) -> bytes:
+        start = b"%b%d" % (self._head, delta.index)
         events = b""
-        if first:
+        if delta.first:
             role = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
             events = start + role + self._tail
-        if text:
-            content = b',"delta":{"content":%b},"logprobs":null,"finish_reason":null}]' % _encode(text)
-            events += start + content + self._tail
-        if finish is not None:
-            end = b',"delta":{},"logprobs":null,"finish_reason":%b}]' % _encode(finish)
+        if delta.text or delta.logprobs:
+            logprobs = _encode(ChatLogprobs(delta.logprobs)) if delta.logprobs else b"null"
+            said = (_encode(delta.text), logprobs)
+            events += start + b',"delta":{"content":%b},"logprobs":%b,"finish_reason":null}]' % said + self._tail
+        if delta.finish_reason is not None:
+            end = b',"delta":{},"logprobs":null,"finish_reason":%b}]' % _encode(delta.finish_reason)
             events += start + end + self._tail
         return events
 
@@ -118,7 +135,15 @@ class ChatFormat:
         return _usage_event(self._head, usage) if self._include_usage else b""
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        listed = [_ChatChoice(c.index, _Message("assistant", c.text), c.finish_reason) for c in choices]
+        listed = [
+            _ChatChoice(
+                c.index,
+                _Message("assistant", c.text),
+                c.finish_reason,
+                None if c.logprobs is None else ChatLogprobs(c.logprobs),
+            )
+            for c in choices
+        ]
         return _encode(_ChatAnswer(self._id, "chat.completion", self._created, self._model, listed, usage))
 
 
@@ -131,18 +156,27 @@ class TextFormat:
         self._head = _head(self._id, "text_completion", created, model)
         self._tail = _tail(include_usage)
 
-    def chunk(self, index: int, text: str, finish: str | None, *, first: bool) -> bytes:
-        if not text and finish is None:
+    def chunk(self, delta: Delta) -> bytes:
+        if not delta.text and not delta.logprobs and delta.finish_reason is None:
             return b""
-        reason = b"null" if finish is None else _encode(finish)
-        content = b',"text":%b,"logprobs":null,"finish_reason":%b}]' % (_encode(text), reason)
-        return b"%b%d%b%b" % (self._head, index, content, self._tail)
+        logprobs = _encode(as_text_logprobs(delta.logprobs, delta.offset)) if delta.logprobs else b"null"
+        said = (_encode(delta.text), logprobs, _encode(delta.finish_reason))
+        content = b',"text":%b,"logprobs":%b,"finish_reason":%b}]' % said
+        return b"%b%d%b%b" % (self._head, delta.index, content, self._tail)
 
     def usage(self, usage: Usage) -> bytes:
         return _usage_event(self._head, usage) if self._include_usage else b""
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        listed = [_TextChoice(c.index, c.text, c.finish_reason) for c in choices]
+        listed = [
+            _TextChoice(
+                c.index,
+                c.text,
+                c.finish_reason,
+                None if c.logprobs is None else as_text_logprobs(c.logprobs, c.echoed),
+            )
+            for c in choices
+        ]
         return _encode(_TextAnswer(self._id, "text_completion", self._created, self._model, listed, usage))
 
 

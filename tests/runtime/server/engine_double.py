@@ -24,6 +24,7 @@ from runtime.ipc import (
     Stats,
     Submit,
     ToEngine,
+    TokenLogprobs,
     decode_to_engine,
     pack,
 )
@@ -164,10 +165,17 @@ class ScriptedEngine:
             full = start + len(step) >= limit
             finish = "stop" if stopped is not None else "length" if full else None
             cached = self.cached_tokens if start == 0 else 0
-            output = Output(submit.id, step, finish, stopped is not None, cached)  # type: ignore[arg-type]
+            count = submit.sampling.logprobs
+            logprobs = None if count is None else [scripted_logprobs(token, count) for token in step]
+            output = Output(submit.id, step, finish, stopped is not None, cached, None, logprobs)  # type: ignore[arg-type]
             self.send(Outputs([output], self.stats))
             if finish is not None:
                 return
+
+
+def scripted_logprobs(token: int, count: int) -> TokenLogprobs:
+    """The chosen token at -0.5 and its successors in the vocabulary below it."""
+    return TokenLogprobs(-0.5, 1, tuple((token + at, -0.5 - at) for at in range(count)))
 
 
 def poll(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:

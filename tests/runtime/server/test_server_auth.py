@@ -68,6 +68,9 @@ def test_the_routes_are_those_of_the_api() -> None:
         "/v1/models/{name:path}",
         "/v1/chat/completions",
         "/v1/completions",
+        "/tokenize",
+        "/detokenize",
+        "/version",
     }
 
 
