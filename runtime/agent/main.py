@@ -140,6 +140,8 @@ class Agent:
             self._fail(wanted, release, phase, error)
         except BucketError as error:
             self._postpone(wanted, phase, f"the mailbox cannot be reached: {error}", "it is tried again by itself")
+        except UnitError as error:
+            self._postpone(wanted, phase, str(error), "see `deployctl logs agent`; it is tried again by itself")
         except OSError as error:  # a full disk above all
             self._postpone(wanted, phase, str(error), "free space on the machine's disk; it is tried again by itself")
         finally:
@@ -229,7 +231,7 @@ class Agent:
             self._board.post(serving.id, "ready", error=error, hint=hint)
 
     def _retry_at(self) -> float:
-        wait = min(self._settings.retry_most_s, self._settings.retry_s * 2**self._retries)
+        wait = min(self._settings.retry_most_s, self._settings.retry_s * 2.0**self._retries)
         self._retries += 1
         return time.monotonic() + wait
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from runtime.agent.status import PhaseError
@@ -66,6 +67,11 @@ def check_driver(deployment: Deployment) -> None:
             "nvidia-smi is not there: no NVIDIA driver is installed",
             "install the driver (Debian, Ubuntu: apt install nvidia-driver-580-server), or choose device cpu",
         )
+    check_gpus(list_gpus(), deployment.engine.tensor_parallel, cuda_build())
+
+
+def list_gpus() -> str:
+    """One `driver_version, name` line per GPU. Raises PhaseError when the driver does not answer."""
     argv = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         answer = subprocess.run(argv, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
@@ -74,12 +80,11 @@ def check_driver(deployment: Deployment) -> None:
     if answer.returncode != 0:
         said = (answer.stdout + answer.stderr).strip().partition("\n")[0]
         raise PhaseError(f"nvidia-smi fails: {said}", "see `dmesg | grep -i nvrm`; a restart loads a new driver")
-    check_gpus(answer.stdout, deployment.engine.tensor_parallel, _cuda_build())
+    return answer.stdout
 
 
 def check_gpus(listing: str, tensor_parallel: int, cuda: str | None) -> None:
-    """`listing`: one `driver_version, name` line per GPU. `cuda`: version that torch is built for, if it is
-    installed. Raises PhaseError."""
+    """`listing`: see `list_gpus`. `cuda`: version that torch is built for, if it is installed. Raises PhaseError."""
     gpus = [line.split(",")[0].strip() for line in listing.splitlines() if line.strip()]
     if len(gpus) < tensor_parallel:
         raise PhaseError(
@@ -87,9 +92,9 @@ def check_gpus(listing: str, tensor_parallel: int, cuda: str | None) -> None:
             "check CUDA_VISIBLE_DEVICES and the instance type",
         )
     driver = gpus[0]
-    major = _version(cuda)[0] if cuda else min(MIN_DRIVER)
+    major = version_of(cuda)[0] if cuda else min(MIN_DRIVER)
     need = MIN_DRIVER.get(major, MIN_DRIVER[max(MIN_DRIVER)])
-    if _version(driver) < need:
+    if version_of(driver) < need:
         want = ".".join(map(str, need))
         raise PhaseError(
             f"NVIDIA driver {driver} is too old for CUDA {cuda or major}",
@@ -97,26 +102,30 @@ def check_gpus(listing: str, tensor_parallel: int, cuda: str | None) -> None:
         )
 
 
-def check_runtime(deployment: Deployment) -> None:
-    """torch of a tested version, built for the device. Raises PhaseError."""
-    try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        raise PhaseError("torch is not installed", f"run: {INSTALL}") from None
-    if not TORCH_FROM <= _version(version) < TORCH_BELOW:
+def check_runtime(deployment: Deployment, packages: list[str] | None = None) -> None:
+    """torch of a tested version, built for the device. Raises PhaseError.
+
+    `packages`: the folders in which an interpreter finds packages (its sys.path); None = this one's.
+    """
+    path = sys.path if packages is None else packages
+    torch = next(iter(metadata.distributions(name="torch", path=path)), None)
+    if torch is None:
+        raise PhaseError("torch is not installed", f"run: {INSTALL}")
+    version = torch.version
+    if not TORCH_FROM <= version_of(version) < TORCH_BELOW:
         valid = f">={'.'.join(map(str, TORCH_FROM))},<{'.'.join(map(str, TORCH_BELOW))}"
         raise PhaseError(f"torch {version} is not supported", f"run: pip install 'torch{valid}'")
-    if deployment.engine.device == "cuda" and _cuda_build() is None:
+    if deployment.engine.device == "cuda" and cuda_build(path) is None:
         raise PhaseError(
             f"torch {version} is a CPU build, the device is cuda",
             "install the default (CUDA) build of torch from the package index, without +cpu",
         )
 
 
-def _cuda_build() -> str | None:
+def cuda_build(packages: list[str] | None = None) -> str | None:
     """The CUDA version that the installed torch is built for, read from torch/version.py without importing
     it."""
-    spec = importlib.util.find_spec("torch")
+    spec = PathFinder.find_spec("torch", sys.path if packages is None else packages)
     if spec is None or spec.origin is None:
         return None
     for line in Path(spec.origin).with_name("version.py").read_text().splitlines():
@@ -126,7 +135,8 @@ def _cuda_build() -> str | None:
     return None
 
 
-def _version(text: str) -> tuple[int, int]:
+def version_of(text: str) -> tuple[int, int]:
+    """Major and minor; (0, 0) for what is no version."""
     numbers = re.findall(r"\d+", text)[:2]
     return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else (0, 0)
 

@@ -1,0 +1,260 @@
+"""The agent's machine on a cloud: systemd's units, the mailbox's bucket, and what makes a bare VM ready.
+
+/run/deployctl/keys.json, status.json    copies for the server, which cannot reach the bucket
+/run/deployctl/boot                      a random name of this boot; gone after the next
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import shutil
+import sys
+import sysconfig
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from runtime.agent import disk, install, phases
+from runtime.agent.command import CommandJob
+from runtime.agent.courier import Courier
+from runtime.agent.driver import WORKER as COMMAND_WORKER
+from runtime.agent.driver import Driver
+from runtime.agent.files import Access
+from runtime.agent.identity import Keeper, read_ssh_host_key, utc_now
+from runtime.agent.life import LifeWatch
+from runtime.agent.main import Agent, Settings, follow_signals
+from runtime.agent.metadata import Metadata, MetadataError
+from runtime.agent.releases import Release, Releases
+from runtime.agent.rounds import Rounds
+from runtime.agent.serving import Health, probe_health
+from runtime.agent.software import Software
+from runtime.agent.status import PhaseError, Report
+from runtime.agent.systemd import Systemd
+from runtime.agent.units import UnitManager
+from runtime.agent.uploads import Uploads
+from runtime.agent.weights import Caches
+from runtime.agent.worker import WorkerError, run_worker
+from runtime.bucket import open_bucket
+from runtime.deployment import Listen, Setup
+from runtime.mailbox import (
+    IDENTITY,
+    KEYS,
+    STATUS,
+    TLS_SECRET,
+    BucketMailbox,
+    Current,
+    Identity,
+    Mailbox,
+    Status,
+    encode_status,
+    write_atomic,
+)
+from runtime.vm import GROUP, RUN_DIR, SERVER_USER, STATE_DIR, decode_vm
+
+LOOPBACK = "127.0.0.1"
+BUCKET_S = 3.0  # between two looks into the bucket, and between two reports of progress to it
+METADATA_AGAIN_S = 2.0
+LAST_ROUND_S = 5.0  # systemd kills after 10 s
+COMPILER_STALL_S = 300.0
+SETTINGS = Settings(poll_s=1.0, status_s=1.0)
+TLS_OF_SERVER = ("pinned", "own")
+NOT_YET = {"acme": "certificates of a public authority are not yet made on the machine"}
+
+
+@dataclass(slots=True)
+class VmMachine:
+    """`runtime.agent.machine.Machine` on a VM. `open_port` is `install.open_port`."""
+
+    state: Path
+    units: UnitManager
+    instance_id: str
+    access: Access
+    mailbox: Mailbox
+    metadata: Metadata
+    software: Software
+    driver: Driver
+    keeper: Keeper
+    uploads: Uploads
+    rounds: Rounds
+    open_port: Callable[[int], bool] = install.open_port
+    run_tool: disk.Run = disk.run_command
+    _weights: Path | None = None
+    _driver_version: str | None = None
+    _warnings: list[str] = field(default_factory=list)
+
+    @property
+    def caches(self) -> Caches:
+        root = self._weights or self.state
+        return Caches(models=root / "models", hub=root / "hub")
+
+    def prepare_python(self, wanted: Current, release: Release, report: Report) -> None:
+        _refuse_not_yet(release.deployment.listen)
+        self.software.install(wanted, release, report)
+
+    def prepare_disk(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> None:
+        setup = release.deployment.setup or Setup()
+        listed = self.run_tool(disk.lsblk_argv())
+        if listed.code == 0:
+            need = need_bytes(self.caches)
+            choice = disk.choose(disk.parse_lsblk(listed.text), weights_disk=setup.weights_disk, need_bytes=need)
+            found = disk.make_ready(choice, self.state / "disk", self.run_tool)
+            self._weights = None if found is None else found / "deployctl"
+        elif setup.weights_disk:
+            raise PhaseError(f"lsblk fails: {listed.text.strip()}", "see `deployctl logs agent`")
+        for folder in (self.caches.models, self.caches.hub):
+            self.access.make_folder(folder)
+        phases.check_disk(self.caches.models, need_bytes(self.caches))
+
+    def prepare_driver(self, release: Release, report: Report) -> None:
+        self._driver_version = self.driver.prepare(release, report)
+
+    def prepare_runtime(self, wanted: Current, release: Release, report: Report) -> None:
+        self.software.add_runtime(wanted, release, report, self._driver_version)
+        if release.deployment.engine.device == "cuda":
+            self._ensure_compiler(release.deployment.setup or Setup(), report)
+
+    def open(self, release: Release) -> bool:
+        listen = release.deployment.listen
+        _refuse_not_yet(listen)
+        changed = self._ensure_certificate(listen)
+        try:
+            changed = self.open_port(listen.port) or changed
+        except install.InstallError as error:
+            raise PhaseError(f"port {listen.port}: {error}", error.hint) from error
+        identity = Identity(
+            instance_id=self.instance_id,
+            ssh_host_key=read_ssh_host_key(),
+            certificate=self.keeper.certificate() if listen.tls in TLS_OF_SERVER else None,
+        )
+        self.mailbox.put(IDENTITY, msgspec.json.encode(identity))
+        return changed
+
+    def probe(self, release: Release) -> Health | None:
+        listen = release.deployment.listen
+        certificate = self.keeper.leaf() if listen.tls in TLS_OF_SERVER else None
+        return probe_health(LOOPBACK, listen.port, certificate)
+
+    def warning(self) -> str | None:
+        return "; ".join(self._warnings) or None
+
+    def note_failure(self) -> None:
+        self.uploads.hurry()
+        self.rounds.wake()
+
+    def settle(self, release: Release) -> bool:
+        moved = self.software.adopt(release)
+        self.software.prune()
+        return moved
+
+    def _ensure_certificate(self, listen: Listen) -> bool:
+        if listen.tls == "own":
+            return self.keeper.ensure_own(self.mailbox.get(TLS_SECRET), utc_now())
+        if listen.tls != "pinned":
+            return False
+        try:
+            addresses = self.metadata.addresses()
+        except MetadataError as error:
+            raise PhaseError(f"the machine's addresses: {error}", "it is tried again by itself") from error
+        names = tuple(dict.fromkeys((*listen.names, *addresses, LOOPBACK)))
+        return self.keeper.ensure_pinned(self.instance_id, names, utc_now())
+
+    def _ensure_compiler(self, setup: Setup, report: Report) -> None:
+        """Triton compiles at run time. Without a compiler the model may still serve, so this is no error."""
+        self._warnings = []
+        if has_compiler():
+            return
+        if setup.egress not in ("bundle", "none"):
+            argv = ("apt-get", "install", "-y", "gcc", "libc6-dev", "python3-dev")
+            job = CommandJob(argv=argv, log=str(self.state / "apt.log"), folder=str(self.state))
+            try:
+                run_worker(COMMAND_WORKER, stdin=msgspec.json.encode(job), report=report, stall_s=COMPILER_STALL_S)
+            except WorkerError as error:
+                print(f"apt-get: {error.error}", file=sys.stderr, flush=True)
+        if not has_compiler():
+            self._warnings = ["gcc or Python.h is missing: GPU kernels cannot be compiled; install gcc and python3-dev"]
+
+
+def has_compiler() -> bool:
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return shutil.which("gcc") is not None and headers.exists()
+
+
+def boot_id(run_dir: Path, on_new: Callable[[], None]) -> str:
+    """A name for this boot of the machine; `on_new` is called at its first use. (The kernel's own boot_id is the
+    host's inside a container.)"""
+    path = run_dir / "boot"
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        on_new()
+        name = uuid.uuid4().hex
+        write_atomic(path, name.encode())
+        return name
+
+
+def wait_for_instance_id(metadata: Metadata) -> str:
+    said = False
+    while True:
+        try:
+            return metadata.instance_id()
+        except MetadataError as error:
+            if not said:
+                print(f"{error}; waiting for it", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(METADATA_AGAIN_S)
+
+
+def run(vm_file: Path) -> int:
+    """The agent of a VM. Runs until SIGTERM or SIGINT, or until it must start again from another environment."""
+    try:
+        vm = decode_vm(vm_file.read_bytes())
+        group, server_group = (grp.getgrnam(name).gr_gid for name in (GROUP, SERVER_USER))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {vm_file}: {error} | hint: run `deployctl-runtime install` first", file=sys.stderr)
+        return 1
+    os.umask(0o022)
+    access = Access(0o640, 0o750, gid=group)
+    metadata = Metadata(vm.provider)
+    instance_id = wait_for_instance_id(metadata)
+    bucket = BucketMailbox(open_bucket(vm.provider, vm.region, vm.bucket, vm.endpoint))
+    mirrors = {KEYS: RUN_DIR / "keys.json", STATUS: RUN_DIR / "status.json"}
+    courier = Courier(bucket, STATE_DIR / "mailbox", mirrors, access)
+    boot = boot_id(RUN_DIR, Releases(STATE_DIR, access).forgive)
+    uploads = Uploads(courier)
+
+    def last_words() -> None:
+        status = Status(instance_id=instance_id, release="", phase="stopped", updated_at=time.time())
+        courier.put(STATUS, encode_status(status))
+        courier.sync()
+
+    rounds = Rounds((LifeWatch(courier, last_words).check, uploads.upload, courier.sync), BUCKET_S)
+    machine = VmMachine(
+        state=STATE_DIR,
+        units=Systemd(),
+        instance_id=instance_id,
+        access=access,
+        mailbox=courier,
+        metadata=metadata,
+        software=Software(STATE_DIR, vm.provider, courier, access, boot),
+        driver=Driver(vm.provider, STATE_DIR, metadata, boot),
+        keeper=Keeper(STATE_DIR / "tls", Access(0o640, 0o750, gid=server_group)),
+        uploads=uploads,
+        rounds=rounds,
+    )
+    rounds.start()
+    try:
+        return follow_signals(Agent(machine, courier, SETTINGS))
+    finally:
+        rounds.end(LAST_ROUND_S)
+        uploads.hurry()
+        rounds.go_once()
+
+
+def _refuse_not_yet(listen: Listen) -> None:
+    if listen.tls in NOT_YET:
+        raise PhaseError(f"tls {listen.tls}: {NOT_YET[listen.tls]}", "choose tls: pinned, own or off", retry=False)
