@@ -20,6 +20,7 @@ from provision.spec import DeploymentSpec, Problem, SpecError
 from provision.stack_settings import StackSettings
 
 KEY_BYTES = 32
+RSA_BITS = 3072
 PRIVATE_RANGES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")  # RFC 1918
 CODE_DIR = str(Path(provision.__file__).resolve().parents[1])  # where `python -m provision…` finds this version
 _CALLER = "import os; from provision.caller import caller_cidr; print(caller_cidr(os.environ))"
@@ -42,12 +43,24 @@ def make_api_key(spec: DeploymentSpec, parent: pulumi.Resource) -> pulumi.Output
 
 
 def make_ssh_key(spec: DeploymentSpec, parent: pulumi.Resource) -> SshKey:
-    """The user's public key, else a new pair. Raises SpecError for a file that cannot be read."""
+    """The user's public key, else a new pair: ed25519, and RSA for Alibaba Cloud, which imports no other new kind.
+
+    Raises SpecError for a file that cannot be read, and for a key that the cloud does not take.
+    """
+    ed25519 = spec.cloud != "alicloud"
     if spec.ssh_public_key is not None:
         text = spec.ssh_public_key
         public = read_file("ssh_public_key", text).strip() if text.endswith(".pub") else text
+        if not ed25519 and "ssh-ed25519" in public:
+            reason = "Alibaba Cloud takes RSA and ECDSA keys only: make one with `ssh-keygen -t rsa -b 4096`"
+            raise SpecError([Problem("ssh_public_key", reason)])
         return SshKey(pulumi.Output.from_input(public), pulumi.Output.from_input(None))
-    pair = tls.PrivateKey(f"{spec.name}-ssh", algorithm="ED25519", opts=pulumi.ResourceOptions(parent=parent))
+    pair = tls.PrivateKey(
+        f"{spec.name}-ssh",
+        algorithm="ED25519" if ed25519 else "RSA",
+        rsa_bits=None if ed25519 else RSA_BITS,
+        opts=pulumi.ResourceOptions(parent=parent),
+    )
     return SshKey(pair.public_key_openssh.apply(str.strip), pair.private_key_openssh.apply(lambda text: text))
 
 

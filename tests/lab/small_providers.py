@@ -10,11 +10,12 @@ import subprocess
 import uuid
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from tests.lab.pulumi_model import Created, Provider
 from tests.lab.pulumi_wire import Properties
 
+RSA_EXPONENT = 65537
 ALPHABET = string.ascii_letters + string.digits
 
 
@@ -56,12 +57,14 @@ class RandomProvider(_Unchanging):
 
 
 class TlsProvider(_Unchanging):
-    inputs = frozenset({"algorithm"})
+    inputs = frozenset({"algorithm", "rsaBits"})
 
     def create(self, token: str, name: str, inputs: Properties, settings: Properties) -> Created:
-        if (token, inputs["algorithm"]) != ("tls:index/privateKey:PrivateKey", "ED25519"):
+        if token != "tls:index/privateKey:PrivateKey" or inputs["algorithm"] not in ("ED25519", "RSA"):
             raise NotImplementedError(f"{token} {inputs}")
-        key = ed25519.Ed25519PrivateKey.generate()
+        key: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey = ed25519.Ed25519PrivateKey.generate()
+        if inputs["algorithm"] == "RSA":
+            key = rsa.generate_private_key(RSA_EXPONENT, inputs["rsaBits"])
         encoding, formats = serialization.Encoding, serialization.PrivateFormat
         public = key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
         private = key.private_bytes(encoding.PEM, formats.OpenSSH, serialization.NoEncryption()).decode()

@@ -1,0 +1,97 @@
+"""One GPU VM on Alibaba Cloud. Held against the SDK's types; not yet run on a real cloud."""
+
+from __future__ import annotations
+
+import pulumi
+import pulumi_alicloud as alicloud
+
+from provision.spec import DeploymentSpec
+from stacks.alicloud_machine import attach_address, attach_role, attach_weights_disk, make_instance
+from stacks.alicloud_mailbox import fill_bucket, make_bucket
+from stacks.alicloud_network import make_address, make_network, make_security_group
+from stacks.alicloud_role import make_machine_role
+from stacks.content import make_content
+from stacks.once import allowed_cidrs, decide_expiry, make_api_key, make_ssh_key
+from stacks.vm import GpuVm, GpuVmArgs, GpuVmOutputs, base_url
+
+# Every type that the program can create in the account; what can be left behind is one of these.
+RESOURCE_TYPES = (
+    "alicloud:ecs/ecsDisk:EcsDisk",
+    "alicloud:ecs/ecsDiskAttachment:EcsDiskAttachment",
+    "alicloud:ecs/ecsKeyPair:EcsKeyPair",
+    "alicloud:ecs/eipAddress:EipAddress",
+    "alicloud:ecs/eipAssociation:EipAssociation",
+    "alicloud:ecs/instance:Instance",
+    "alicloud:ecs/ramRoleAttachment:RamRoleAttachment",
+    "alicloud:ecs/securityGroup:SecurityGroup",
+    "alicloud:ecs/securityGroupRule:SecurityGroupRule",
+    "alicloud:oss/bucket:Bucket",
+    "alicloud:oss/bucketAcl:BucketAcl",
+    "alicloud:oss/bucketObject:BucketObject",
+    "alicloud:oss/bucketPublicAccessBlock:BucketPublicAccessBlock",
+    "alicloud:ram/policy:Policy",
+    "alicloud:ram/role:Role",
+    "alicloud:ram/rolePolicyAttachment:RolePolicyAttachment",
+    "alicloud:vpc/natGateway:NatGateway",
+    "alicloud:vpc/network:Network",
+    "alicloud:vpc/snatEntry:SnatEntry",
+    "alicloud:vpc/switch:Switch",
+)
+
+
+def make_provider(spec: DeploymentSpec) -> alicloud.Provider:
+    """The spec's region of the account whose credentials are found."""
+    return alicloud.Provider(f"{spec.name}-alicloud", region=spec.region)
+
+
+class AlicloudGpuVm(GpuVm):
+    """One ECS instance with its network, role, mailbox and timer.
+
+    Addresses come first, because the machine's certificate names them; then the mailbox with the release, then the
+    machine, so that its first look finds what to run.
+    """
+
+    def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("deployctl:alicloud:GpuVm", name, {}, opts)
+        spec = args.spec
+        api_key, ssh_key = make_api_key(spec, self), make_ssh_key(spec, self)
+        expires_at = decide_expiry(spec, args.settings, self)
+        cidrs = allowed_cidrs(spec, self)
+
+        network = make_network(args, self)
+        group = make_security_group(spec, network, cidrs, self)
+        address = make_address(spec, "machine", self) if spec.endpoint == "public" else None
+        addresses: list[pulumi.Input[str] | None] = [address.ip_address if address else None, network.private_ip]
+        known = [found for found in addresses if found is not None]
+
+        bucket = make_bucket(spec, self)
+        content = make_content(args, known, api_key, expires_at)
+        current = fill_bucket(name, bucket, content, self)
+        role = make_machine_role(spec, bucket.bucket, self)
+        before = [current, *role.rights, *network.ways]
+        instance = make_instance(args, network, group, ssh_key, bucket.bucket, expires_at, before, self)
+        attached = [attach_role(spec, instance, role.name, self)]
+        if address is not None:
+            attached.append(attach_address(spec, instance, address, self))
+        attach_weights_disk(args, instance, self)
+        reached = address.ip_address if address else instance.private_ip
+        # The endpoint is one only when role and address are attached: who waits for it, waits for them.
+        endpoint = pulumi.Output.all(reached, *(item.urn for item in attached))
+        self.outputs = GpuVmOutputs(
+            endpoint=endpoint.apply(lambda found: base_url(spec, found[0])),
+            api_key=api_key,
+            instance_id=instance.id,
+            public_ip=pulumi.Output.from_input(address.ip_address if address else None),
+            private_ip=instance.private_ip,
+            region=pulumi.Output.from_input(spec.region or ""),
+            zone=instance.availability_zone,
+            instance_type=instance.instance_type,
+            image=instance.image_id,
+            ssh_user=pulumi.Output.from_input(args.preflight.choice.user),
+            ssh_private_key=ssh_key.private,
+            mailbox=bucket.bucket,
+            release=pulumi.Output.from_input(content.release),
+            allowed_cidrs=pulumi.Output.all(*cidrs),
+            expires_at=expires_at,
+        )
+        self.register_outputs(self.outputs.by_name())
