@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -17,6 +17,11 @@ from runtime.vm import Provider
 
 NO_CLIENT = "NoClient"  # BucketError.code: the cloud's SDK is not installed
 ENDPOINT_VARIABLE: dict[Provider, str] = {"aws": "AWS_ENDPOINT_URL_S3", "alicloud": "OSS_ENDPOINT"}
+REGION_VARIABLES: dict[Provider, tuple[str, ...]] = {
+    "aws": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "alicloud": ("OSS_REGION", "ALIBABA_CLOUD_REGION_ID", "ALICLOUD_REGION"),
+}
+DEFAULT_REGION: dict[Provider, str] = {"aws": "us-east-1", "alicloud": "cn-hangzhou"}
 NO_CREDENTIALS = "NoCredentials"  # BucketError.code: neither the user's nor an instance role's were found
 
 
@@ -103,6 +108,21 @@ def service_of(endpoint: str | None, bucket: str) -> Service:
     if segments[:1] == [bucket]:
         return Service(urlunsplit((parts.scheme, parts.netloc, "/".join(segments[1:]), "", "")), True)
     return Service(urlunsplit(parts).rstrip("/"), path_style=_is_address(parts.hostname or ""))
+
+
+def sibling_endpoint(endpoint: str, bucket: str, other: str) -> str:
+    """The base URL of the bucket `other` in the store where `bucket` is at `endpoint`."""
+    service = service_of(endpoint, bucket)
+    parts = urlsplit(str(service.url))
+    if service.path_style:
+        return f"{service.url}/{other}"
+    return urlunsplit((parts.scheme, f"{other}.{parts.netloc}", "", "", ""))
+
+
+def region_of(provider: Provider, env: Mapping[str, str]) -> str:
+    """The user's own choice in the environment, else the project's default region."""
+    variables = REGION_VARIABLES[provider]
+    return next((env[name] for name in variables if env.get(name)), DEFAULT_REGION[provider])
 
 
 def open_bucket(provider: Provider, region: str, bucket: str, endpoint: str | None = None) -> Bucket:

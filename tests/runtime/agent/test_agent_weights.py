@@ -16,11 +16,12 @@ from agent_machine import ROOT, a_deployment, make_model_folder, wait_for
 from local_hub import COMMIT, REPO, Hub
 
 from runtime.agent import weights as weights_module
-from runtime.agent.hub import WRITE_CHUNK, Download, HubError, choose_files, explain
+from runtime.agent.hub import WRITE_CHUNK, Download, HubJob, explain
 from runtime.agent.status import Pace, PhaseError, Progress
-from runtime.agent.weights import Caches, HubJob, check_model_folder, demo_folder, missing_bytes, prepare_weights
+from runtime.agent.weights import Caches, check_model_folder, demo_folder, missing_bytes, prepare_weights
 from runtime.agent.worker import WorkerLine
 from runtime.deployment import ModelSource, Weights
+from runtime.model_files import MANIFEST, UnservableError, choose_files
 
 BIG = random.Random(1).randbytes(3_000_000)
 FILES = {
@@ -77,7 +78,7 @@ def from_hub(
     stall_s: float = 60.0,
 ) -> Weights:
     model = ModelSource(source=f"hf:{repo}@{revision}", served_name="tiny", hub_endpoint=hub.endpoint)
-    return prepare_weights(model, caches, report, token=token, hub_stall_s=stall_s)
+    return prepare_weights(model, caches, report, token=token, stall_s=stall_s)
 
 
 def test_a_hub_model_is_pinned_to_its_commit_and_only_needed_files_travel(hub: Hub, caches: Caches) -> None:
@@ -146,8 +147,8 @@ def test_a_report_that_interrupts_ends_the_download(hub: Hub, caches: Caches) ->
 
 def refusal(hub: Hub, caches: Caches, *, repo: str = REPO, revision: str = "main") -> WorkerLine:
     """What the worker says of a download that fails, without the cost of its process."""
-    manifest = str(caches.models / "manifest.json")
-    job = HubJob(repo=repo, revision=revision, cache=str(caches.hub), manifest=manifest, endpoint=hub.endpoint)
+    record = str(caches.models / "record.json")
+    job = HubJob(repo=repo, revision=revision, cache=str(caches.hub), record=record, endpoint=hub.endpoint)
     with pytest.raises(Exception) as caught:  # noqa: PT011 - any; `explain` tells them apart
         Download(job).run()
     return explain(caught.value, job)
@@ -222,8 +223,12 @@ def test_only_pickle_weights_are_refused(hub: Hub, caches: Caches) -> None:
 
 
 def test_a_repository_without_a_tokenizer_is_refused() -> None:
-    with pytest.raises(HubError, match=r"no tokenizer\.json"):
+    with pytest.raises(UnservableError, match=r"no tokenizer\.json"):
         choose_files(["config.json", "model.safetensors"])
+
+
+def test_the_manifest_of_a_push_is_no_file_of_the_model() -> None:
+    assert MANIFEST not in choose_files(["config.json", "tokenizer.json", "model.safetensors", MANIFEST])
 
 
 def test_a_local_folder_is_used_where_it_is(tmp_path: Path, caches: Caches) -> None:
@@ -247,12 +252,10 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         check_model_folder(folder)
 
 
-@pytest.mark.parametrize("source", ["modelscope:org/name", "s3://bucket/key", "oss://bucket/key"])
-def test_a_cloud_source_is_not_yet_there_and_names_the_alternative(source: str, caches: Caches) -> None:
+def test_an_unknown_source_names_the_valid_ones(caches: Caches) -> None:
     with pytest.raises(PhaseError) as caught:
-        prepare_weights(ModelSource(source=source, served_name="x"), caches, nothing)
-    assert "not yet on this target" in caught.value.error
-    assert "hf:org/name@revision" in caught.value.hint
+        prepare_weights(ModelSource(source="ftp:org/name", served_name="x"), caches, nothing)
+    assert "modelscope:org/name" in caught.value.hint
     assert not caught.value.retry
 
 
