@@ -1,6 +1,6 @@
 """Runs a Pulumi program as Pulumi's Python language host does: settings from flags and environment, then the folder.
 
-python program_host.py --project p --stack s --monitor host:port --engine host:port --dry-run true PROGRAM
+python program_host.py --project p --stack s --root . --monitor host:port --engine host:port --dry-run true PROGRAM
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> int:
             project=arguments.project,
             stack=arguments.stack,
             organization="organization",
-            root_directory=os.getcwd(),
+            root_directory=arguments.root,
             monitor=arguments.monitor,
             engine=arguments.engine,
             dry_run=arguments.dry_run == "true",
@@ -53,7 +53,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    for flag in ("--project", "--stack", "--monitor", "--engine", "--dry-run"):
+    for flag in ("--project", "--stack", "--root", "--monitor", "--engine", "--dry-run"):
         parser.add_argument(flag, required=True)
     parser.add_argument("program")
     return parser.parse_args()

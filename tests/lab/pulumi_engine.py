@@ -66,6 +66,7 @@ class ProcessHost:
         flags = {
             "--project": program.project,
             "--stack": program.stack,
+            "--root": str(program.root),
             "--monitor": program.address,
             "--engine": program.address,
             "--dry-run": str(program.preview).lower(),

@@ -148,6 +148,13 @@ class Program:
     config: Mapping[str, str]
     secret_keys: tuple[str, ...]
 
+    @property
+    def root(self) -> Path:
+        """The folder of Pulumi.yaml, whose `main` may name a folder below it."""
+        return next(
+            (place for place in (self.folder, *self.folder.parents) if (place / "Pulumi.yaml").exists()), self.folder
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:

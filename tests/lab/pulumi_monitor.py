@@ -81,7 +81,8 @@ class Log(engine_pb2_grpc.EngineServicer):
         self.root = ""
 
     def Log(self, request: Any, context: Any) -> Any:
-        self.run.logs.append((engine_pb2.LogSeverity.Name(request.severity), request.message))
+        if request.severity != engine_pb2.LogSeverity.DEBUG:
+            self.run.logs.append((engine_pb2.LogSeverity.Name(request.severity), request.message))
         return empty_pb2.Empty()
 
     def GetRootResource(self, request: Any, context: Any) -> Any:

@@ -63,11 +63,13 @@ def args_class(token: str) -> type:
     file = re.sub(r"(?<!^)(?=[A-Z])", "_", leaf).lower()
     root = f"pulumi_{package}"
     for path in (f"{root}.{folder}.{file}", f"{root}.{folder}", f"{root}.{file}", root):
-        try:
-            found: type = getattr(importlib.import_module(path), name + "Args")
-        except (ImportError, AttributeError):
-            continue
-        return found
+        # Where a nested type has taken the plain name, the SDK's generator calls the resource's own class InitArgs.
+        for suffix in ("InitArgs", "Args"):
+            try:
+                found: type = getattr(importlib.import_module(path), name + suffix)
+            except (ImportError, AttributeError):
+                continue
+            return found
     raise SchemaError(f"{token}: the SDK has no such type")
 
 
