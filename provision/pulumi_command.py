@@ -11,8 +11,9 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from pulumi.automation import CommandResult, OnOutput, PulumiCommand
@@ -53,18 +54,24 @@ class Command(PulumiCommand):
         on_error: OnOutput | None = None,
     ) -> CommandResult:
         """Like `run`, with `text` on pulumi's standard input: the way for secrets."""
-        with subprocess.Popen(
-            [self.command, "--non-interactive", *args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd,
-            env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
-            encoding="utf-8",
-            start_new_session=True,
-        ) as child:
+        with (
+            subprocess.Popen(
+                [self.command, "--non-interactive", *args],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+                env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
+                encoding="utf-8",
+                start_new_session=True,
+            ) as child,
+            self._interrupts_of(child) as interrupts,
+        ):
             readers = [_Reader(child.stdout, on_output), _Reader(child.stderr, on_error)]
-            interrupts = self._see_through(child, text, readers)
+            _feed(child, text)
+            for reader in readers:
+                reader.join()
+            child.wait()
         result = CommandResult(stdout=readers[0].text(), stderr=readers[1].text(), code=child.returncode)
         if interrupts:
             raise KeyboardInterrupt
@@ -72,24 +79,28 @@ class Command(PulumiCommand):
             raise create_command_error(result)
         return result
 
-    def _see_through(self, child: subprocess.Popen[str], text: str, readers: list[_Reader]) -> int:
-        """Waits for the child and all that it says; returns how often the user pressed Ctrl-C meanwhile."""
-        interrupts = 0
-        while True:
-            try:
-                _feed(child, text)
-                for reader in readers:
-                    reader.join()
-                child.wait()
-                return interrupts
-            except KeyboardInterrupt:
-                interrupts += 1
-                self._on_interrupt(interrupts)
-                with contextlib.suppress(ProcessLookupError):
-                    if interrupts < KILL_AFTER:
-                        child.send_signal(signal.SIGINT)
-                    else:
-                        os.killpg(child.pid, signal.SIGKILL)
+    @contextlib.contextmanager
+    def _interrupts_of(self, child: subprocess.Popen[str]) -> Iterator[list[int]]:
+        """While it holds, Ctrl-C interrupts `child` and not this program; the list grows by one entry each time."""
+        interrupts: list[int] = []
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            interrupts.append(number)
+            self._on_interrupt(len(interrupts))
+            with contextlib.suppress(ProcessLookupError):
+                if len(interrupts) < KILL_AFTER:
+                    child.send_signal(signal.SIGINT)
+                else:
+                    os.killpg(child.pid, signal.SIGKILL)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield interrupts  # Python hands signals to the main thread only
+            return
+        before = signal.signal(signal.SIGINT, pass_on)
+        try:
+            yield interrupts
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class _Reader(threading.Thread):
