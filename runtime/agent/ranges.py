@@ -68,7 +68,7 @@ class PartFile:
         self._unnoted = Spans()
         self._take_up()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._data = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o600)
+        self._data = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(self._data, size)
         self._journal = os.open(self._notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         if os.fstat(self._journal).st_size == 0:
