@@ -1,0 +1,210 @@
+"""What a VM's releases run on: real pip, real virtual environments, wheels of a few bytes out of a bundle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from agent_machine import a_deployment
+from tiny_wheels import make_runtime_wheel, make_torch_wheel, make_wheel, push_bundle, sha256
+
+from runtime.agent.files import PRIVATE
+from runtime.agent.installer import explain
+from runtime.agent.releases import Release, Releases
+from runtime.agent.software import CPU_BUILD, OLD_DRIVER_BUILD, Software, choose_build
+from runtime.agent.status import PhaseError, Progress
+from runtime.deployment import Deployment, Setup, encode
+from runtime.mailbox import Current, FolderMailbox, release_key, wheel_key
+
+
+def quiet(_: Progress) -> None:
+    return None
+
+
+@dataclass
+class Vm:
+    """A machine folder whose agent has no environment of its own yet, and its mailbox with a bundle."""
+
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        return self.root / "machine"
+
+    @property
+    def mailbox(self) -> FolderMailbox:
+        return FolderMailbox(self.root / "mailbox")
+
+    @property
+    def releases(self) -> Releases:
+        return Releases(self.state)
+
+    def software(self, boot: str = "boot-1") -> Software:
+        return Software(self.state, "aws", self.mailbox, PRIVATE, boot)
+
+    def deploy(self, release: str, wheel: Path) -> tuple[Current, Release]:
+        deployment = msgspec.structs.replace(a_deployment(release, "demo"), setup=Setup(egress="bundle"))
+        self.mailbox.put(release_key(release), encode(deployment))
+        key = wheel_key(release, wheel.name)
+        self.mailbox.put(key, wheel.read_bytes())
+        wanted = Current(release=release, deployment=release_key(release), wheel=key, sha256=sha256(wheel))
+        return wanted, self.releases.install(self.mailbox, wanted)
+
+    def imports(self, release: Release, module: str) -> bool:
+        python = release.folder / "venv" / "bin" / "python"
+        return subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Vm:
+    """One for all tests here, because an environment takes seconds: each test has a release of its own."""
+    vm = Vm(tmp_path_factory.mktemp("vm"))
+    push_bundle(
+        vm.mailbox, [make_wheel(vm.root / "wheels", "tiny-server", "1.0"), make_torch_wheel(vm.root / "wheels")]
+    )
+    return vm
+
+
+@pytest.fixture(scope="module")
+def first(vm: Vm) -> tuple[Current, Release]:
+    """A release that is installed, without torch yet."""
+    wanted, release = vm.deploy("r1", make_runtime_wheel(vm.root, "1.0"))
+    vm.software().install(wanted, release, quiet)
+    return wanted, release
+
+
+@pytest.fixture(scope="module")
+def complete(vm: Vm, first: tuple[Current, Release]) -> tuple[Current, Release]:
+    vm.software().add_runtime(*first, quiet, None)
+    return first
+
+
+def test_the_servers_part_is_installed_before_torch(vm: Vm, first: tuple[Current, Release]) -> None:
+    assert vm.imports(first[1], "deployctl, tiny_server")
+    assert not vm.imports(first[1], "torch")
+
+
+def test_torch_joins_the_same_environment(vm: Vm, complete: tuple[Current, Release]) -> None:
+    assert vm.imports(complete[1], "deployctl, tiny_server, torch")
+
+
+def test_what_is_installed_already_needs_no_index_any_more(vm: Vm, complete: tuple[Current, Release]) -> None:
+    empty = FolderMailbox(vm.root / "no-bundle")
+    software = Software(vm.state, "aws", empty, PRIVATE, "boot-2")
+    software.install(*complete, quiet)
+    software.add_runtime(*complete, quiet, None)
+
+
+def test_torch_that_a_power_cut_has_interrupted_is_not_trusted(vm: Vm, complete: tuple[Current, Release]) -> None:
+    """pip believes what its records say, and files may have been lost with the page cache."""
+    venv = (complete[1].folder / "venv").resolve()
+    mark = venv / "torch"
+    mark.write_bytes(mark.read_bytes().replace(b'"boot":null', b'"boot":"boot-1"'))
+    lost = next(venv.glob("lib/python3*/site-packages/torch/__init__.py"))
+    lost.write_text("raise ImportError('lost')")
+    vm.software("boot-2").add_runtime(*complete, quiet, None)
+    assert vm.imports(complete[1], "torch")
+
+
+def test_the_agent_moves_to_the_environment_of_a_release_once(vm: Vm, first: tuple[Current, Release]) -> None:
+    assert vm.software().adopt(first[1])
+    assert os.readlink(vm.state / "agent").startswith("venvs/")
+    assert not vm.software().adopt(first[1])
+
+
+def test_a_release_without_a_wheel_runs_on_the_agents_own_environment(vm: Vm, first: tuple[Current, Release]) -> None:
+    vm.software().adopt(first[1])
+    _, release = vm.deploy("plain", vm.root / "deployctl-1.0-py3-none-any.whl")
+    vm.software().install(Current(release="plain", deployment=release_key("plain")), release, quiet)
+    assert (release.folder / "venv").resolve() == (first[1].folder / "venv").resolve()
+
+
+def test_an_environment_that_was_cut_off_is_built_anew(vm: Vm) -> None:
+    wheel = make_runtime_wheel(vm.root, "2.0")
+    wanted, release = vm.deploy("cut-off", wheel)
+    half = vm.state / "venvs" / sha256(wheel)[:12]
+    half.mkdir(parents=True)
+    (half / "pyvenv.cfg").write_text("half")
+    vm.software().install(wanted, release, quiet)
+    assert vm.imports(release, "deployctl, tiny_server")
+
+
+def test_a_wheel_with_another_digest_is_refused_and_nothing_is_built(vm: Vm) -> None:
+    wanted, release = vm.deploy("wrong", make_runtime_wheel(vm.root, "3.0"))
+    wrong = msgspec.structs.replace(wanted, sha256="0" * 64)
+    with pytest.raises(PhaseError, match=r"has SHA-256 .*current\.json says 000000000000"):
+        vm.software().install(wrong, release, quiet)
+    assert not (vm.state / "venvs" / "000000000000").exists()
+
+
+def test_a_package_that_the_bundle_lacks_is_named(vm: Vm) -> None:
+    wanted, release = vm.deploy("lacking", make_wheel(vm.root, "deployctl", "4.0", extras={"server": ("absent",)}))
+    with pytest.raises(PhaseError, match="No matching distribution found for absent") as caught:
+        vm.software().install(wanted, release, quiet)
+    assert "push the bundle again" in caught.value.hint
+
+
+def test_environments_and_wheels_that_nothing_uses_go(tmp_path: Path) -> None:
+    vm = Vm(tmp_path)
+    for name in ("used", "agents", "old"):
+        (vm.state / "venvs" / name).mkdir(parents=True)
+        (vm.state / "wheels" / name).mkdir(parents=True)
+    (vm.state / "agent").symlink_to("venvs/agents")
+    (vm.state / "releases" / "r1").mkdir(parents=True)
+    (vm.state / "releases" / "r1" / "venv").symlink_to("../../venvs/used")
+    vm.software().prune()
+    for kind in ("venvs", "wheels"):
+        assert sorted(path.name for path in (vm.state / kind).iterdir()) == ["agents", "used"]
+
+
+def on(device: str, setup: Setup | None = None) -> Deployment:
+    return msgspec.structs.replace(a_deployment("r1", "demo", device=device), setup=setup)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "driver", "own_index", "build"),
+    [
+        (on("cpu"), None, False, CPU_BUILD),
+        (on("cpu"), None, True, None),
+        (on("cpu", Setup(egress="bundle")), None, False, None),
+        (on("cuda"), "580.65.06", False, None),
+        (on("cuda"), "595.10", False, None),
+        (on("cuda"), "570.133.20", False, OLD_DRIVER_BUILD),
+        (on("cuda"), "570.133.20", True, None),
+    ],
+)
+def test_the_build_of_torch_fits_device_and_driver(
+    deployment: Deployment, driver: str | None, own_index: bool, build: str | None
+) -> None:
+    assert choose_build(deployment, driver, own_index=own_index) == build
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "transient"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk full", False),
+        (
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(…)': /torch/\n"
+            "ERROR: No matching distribution found for torch",
+            "cannot be reached",
+            True,
+        ),
+        ("ERROR: No matching distribution found for torch<2.14,>=2.11", "torch<2.14,>=2.11", False),
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated…",
+            "differs from what the index lists",
+            False,
+        ),
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] …", "not trusted", False),
+        ("", "no output", False),
+    ],
+)
+def test_pips_last_words_become_an_error_with_a_hint(said: str, error: str, transient: bool) -> None:
+    line = explain(said, "a hint")
+    assert error in (line.error or "")
+    assert line.hint
+    assert line.transient is transient
