@@ -5,7 +5,7 @@ It holds no secret: API keys travel as SHA-256 in `keys.json`, hub tokens in `se
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -92,10 +92,15 @@ class Deployment(Struct, frozen=True):
 
 
 class ApiKey(Struct, frozen=True):
-    """One entry of `keys.json`. `sha256` is the hex digest of the key's UTF-8 bytes."""
+    """One entry of `keys.json`. `sha256` is the hex digest of the key's UTF-8 bytes.
+
+    `rpm`, `tpm`: requests and tokens (prompt and output) per minute; None = no limit.
+    """
 
     name: str
     sha256: str
+    rpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    tpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Weights(Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,6 +29,7 @@ from runtime.server.gate import KEY, REQUEST_ID, Gate
 from runtime.server.jobs import COMPLETION_MAX_TOKENS, Bounds, max_tokens_of, samplings_of
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
+from runtime.server.rates import Rates
 from runtime.server.schema import (
     ChatBody,
     CompletionBody,
@@ -54,6 +56,7 @@ class Service:
     readiness: Readiness
     keys: KeyRing
     metrics: Metrics
+    rates: Rates
     pool: ThreadPoolExecutor
     started: int  # seconds since the epoch
 
@@ -122,7 +125,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         engine = service.engine
-        body = service.metrics.expose(engine.stats, engine.open_requests, service.readiness.unready() is None)
+        serving = service.readiness.unready() is None
+        body = service.metrics.expose(engine.stats, engine.open_requests, serving, service.rates.accounts)
         return Response(body, media_type=_METRICS_TYPE)
 
     @app.get("/v1/models")
@@ -211,6 +215,7 @@ def _run(
 ) -> Response:
     """`echoes`: None for a chat, whose answer does not go on where its prompt's text ends."""
     key: ApiKey = request.scope[KEY]
+    headers = service.rates.admit(key, sum(map(len, prompts)))
     job = Job(
         request_id=secrets.token_hex(12),  # not the client's: the engine needs ids that nobody repeats
         prompts=prompts,
@@ -221,6 +226,8 @@ def _run(
         stream=bool(body.stream),
         continues_prompt=echoes is not None,
         format=form,
+        headers=headers,
+        spend=functools.partial(service.rates.spend, key),
     )
     service.metrics.last_request_at = time.monotonic()
     return CompletionResponse(job, service.engine, service.metrics, _tokenizer(service))

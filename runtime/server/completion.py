@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastapi import Response
@@ -43,6 +43,8 @@ class Job:
     stream: bool
     continues_prompt: bool  # the output goes on where the prompt's text ends
     format: Format
+    headers: Mapping[str, str]  # of the answer
+    spend: Callable[[int], None]  # told of output tokens as they come
 
 
 class CompletionResponse(Response):
@@ -73,6 +75,7 @@ class CompletionResponse(Response):
                     echo=job.echoes[number] if job.echoes else "",
                 )
         self._open = len(self._generations)
+        self._own_headers = [(name.encode(), value.encode()) for name, value in job.headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ApiError while nothing has been sent yet; later failures go into the stream."""
@@ -116,7 +119,8 @@ class CompletionResponse(Response):
                 continue
             if not begun:
                 begun = True
-                await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
+                headers = [*_EVENT_STREAM, *self._own_headers]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": events, "more_body": self._open > 0})
 
     async def _whole(self, inbox: Inbox, send: Send) -> None:
@@ -128,7 +132,8 @@ class CompletionResponse(Response):
                     pieces[generation.index].append(self._feed(inbox, generation, output))
         choices = [_choice(generation, pieces[generation.index]) for generation in self._generations.values()]
         body = self._job.format.whole(choices, self._usage())
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        length = (b"content-length", b"%d" % len(body))
+        headers = [(b"content-type", b"application/json"), length, *self._own_headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -171,6 +176,7 @@ class CompletionResponse(Response):
             metrics.inter_token.observe(now - generation.last_at)
         generation.last_at = now
         metrics.generation_tokens += tokens
+        self._job.spend(tokens)
 
     def _usage(self) -> Usage:
         generations = list(self._generations.values())

@@ -75,6 +75,7 @@ def _serve(
     from runtime.server.http_protocol import BoundedProtocol
     from runtime.server.metrics import Metrics
     from runtime.server.model import Model
+    from runtime.server.rates import Rates
     from runtime.server.status import Readiness
 
     pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -87,6 +88,7 @@ def _serve(
         readiness=Readiness(status, engine, model),
         keys=KeyRing(keys),
         metrics=Metrics(deployment.model.served_name),
+        rates=Rates(),
         pool=pool,
         started=int(time.time()),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import (
     CollectorRegistry,
@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 
 from runtime.ipc import Stats
+from runtime.server.rates import Account
 
 # Upper bounds in seconds, from one GPU step to a long answer on a CPU.
 _FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -91,22 +92,33 @@ class Metrics:
         self.refused: Counter[str] = Counter()  # by HTTP status
         self.last_request_at = time.monotonic()
 
-    def expose(self, stats: Stats | None, open_requests: int, serving: bool) -> bytes:
+    def expose(
+        self, stats: Stats | None, open_requests: int, serving: bool, accounts: Mapping[str, Account] | None = None
+    ) -> bytes:
         """The text that Prometheus reads. `stats` None: no engine, so its gauges are left out."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Snapshot(self, self._model, stats, open_requests, serving))
+        registry.register(_Snapshot(self, self._model, stats, open_requests, serving, accounts or {}))
         return generate_latest(registry)
 
 
 class _Snapshot:
     """A Prometheus collector over one moment."""
 
-    def __init__(self, metrics: Metrics, model: str, stats: Stats | None, open_requests: int, serving: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        model: str,
+        stats: Stats | None,
+        open_requests: int,
+        serving: bool,
+        accounts: Mapping[str, Account],
+    ) -> None:
         self._metrics = metrics
         self._model = model
         self._stats = stats
         self._open_requests = open_requests
         self._serving = serving
+        self._accounts = accounts
 
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics
@@ -142,6 +154,7 @@ class _Snapshot:
         for status, count in metrics.refused.items():
             refused.add_metric([self._model, status], count)
         yield refused
+        yield from self._keys()
 
     def _engine(self, prefix: str, stats: Stats) -> Iterator[Metric]:
         yield self._gauge(prefix, "num_requests_running", "Requests in the running batch.", stats.running)
@@ -151,6 +164,21 @@ class _Snapshot:
         yield self._counter(prefix, "prefix_cache_queries", "Tokens looked up.", stats.prefix_queries)
         yield self._counter(prefix, "prefix_cache_hits", "Tokens found.", stats.prefix_hits)
         yield self._counter(prefix, "engine_steps", "Steps of the engine.", stats.steps)
+
+    def _keys(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("deployctl_key_requests", "Requests of a key.", labels=["model_name", "key"])
+        refused = CounterMetricFamily(
+            "deployctl_key_requests_refused", "Requests over a key's limits.", labels=["model_name", "key"]
+        )
+        tokens = CounterMetricFamily(
+            "deployctl_key_tokens", "Tokens of a key, by kind.", labels=["model_name", "key", "kind"]
+        )
+        for name, account in self._accounts.items():
+            requests.add_metric([self._model, name], account.requests)
+            refused.add_metric([self._model, name], account.refused)
+            tokens.add_metric([self._model, name, "prompt"], account.prompt_tokens)
+            tokens.add_metric([self._model, name, "completion"], account.completion_tokens)
+        yield from (requests, refused, tokens)
 
     def _gauge(self, prefix: str, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(prefix + name, text, labels=["model_name"])

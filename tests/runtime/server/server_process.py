@@ -52,7 +52,7 @@ class Server:
         return self.root / "server.log"
 
     def write_keys(self, *secrets: str) -> None:
-        entries = [ApiKey(name=f"k{i}", sha256=_digest(secret)) for i, secret in enumerate(secrets)]
+        entries = [ApiKey(name=f"k{i}", sha256=key_digest(secret)) for i, secret in enumerate(secrets)]
         write_atomic(self.keys, encode(entries))
 
     def write_weights(self, folder: Path) -> None:
@@ -120,5 +120,5 @@ class Server:
         self.health()  # the socket is open already, so this waits for the process
 
 
-def _digest(secret: str) -> str:
+def key_digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -16,6 +16,7 @@ from runtime.server.auth import KeyRing
 from runtime.server.engine_client import EngineClient
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
+from runtime.server.rates import Rates
 from runtime.server.status import Readiness
 
 
@@ -34,7 +35,7 @@ def routes() -> list[tuple[str, str]]:
         listen=Listen(),
     )
     readiness = Readiness(nowhere, engine, model)
-    service = Service(deployment, engine, model, readiness, KeyRing(nowhere), Metrics("m"), pool, 0)
+    service = Service(deployment, engine, model, readiness, KeyRing(nowhere), Metrics("m"), Rates(), pool, 0)
     app = create_app(service)
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     assert len(found) == len(app.routes), "a route that this test does not see"
