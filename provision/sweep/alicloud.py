@@ -24,7 +24,7 @@ from runtime.alicloud_credentials import CredentialsError
 from runtime.bucket import ENDPOINT_VARIABLE, BucketError, open_bucket, service_of
 
 # Ends of names (provision.naming.resource_name) of what is found by name where its tags are missing.
-PARTS = ("vm", "role", "mailbox", "key", "snat")
+PARTS = ("key", "role", "policy", "nat")
 GONE = ("NotFound", "NotExist", "NoSuch")
 """Parts of the codes that say that a thing is not there (InvalidVpcId.NotFound, EntityNotExist.Role)."""
 

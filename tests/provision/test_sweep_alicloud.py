@@ -47,10 +47,10 @@ class Garden:
             api.add(
                 "DescribeNatGateways", NatGatewayId="theirs", VpcId="vpc-theirs", SnatTableIds={"SnatTableId": ["t"]}
             )
-            name = resource_name(self.name, "snat")
+            name = resource_name(self.name, "nat")
             return api.add("DescribeSnatTableEntries", SnatEntryId=id_, SnatTableId="t", SnatEntryName=name)
         if kind == "RAM role":
-            api.attached[resource_name(self.name, "vm")] = ["some-policy"]
+            api.attached[resource_name(self.name, "role")] = ["some-policy"]
         if kind == "elastic IP":
             api.associated.add(id_)
         planters: dict[str, Callable[[], str]] = {
@@ -75,8 +75,8 @@ class Garden:
             "security group": lambda: api.add("DescribeSecurityGroups", tags, SecurityGroupId=id_),
             "vswitch": lambda: api.add("DescribeVSwitches", tags, VSwitchId=id_),
             "VPC": lambda: api.add("DescribeVpcs", tags, VpcId=id_),
-            "RAM role": lambda: api.add("ListRoles", tags, RoleName=resource_name(self.name, "vm")),
-            "RAM policy": lambda: api.add("ListPolicies", tags, PolicyName=resource_name(self.name, "mailbox")),
+            "RAM role": lambda: api.add("ListRoles", tags, RoleName=resource_name(self.name, "role")),
+            "RAM policy": lambda: api.add("ListPolicies", tags, PolicyName=resource_name(self.name, "policy")),
         }
         return planters[kind]()
 

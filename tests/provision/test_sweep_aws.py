@@ -38,10 +38,24 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_PROFILE", raising=False)
 
 
+@pytest.fixture(scope="module")
+def session() -> boto3.Session:
+    """One for all: reading the models of the APIs takes a second."""
+    return boto3.Session("testing", "testing")
+
+
 @pytest.fixture
-def cloud(keys: None) -> Iterator[Garden]:
+def cloud(keys: None, session: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[Garden]:
     with mock_aws():
-        yield Garden(NAME)
+        monkeypatch.setattr(boto3, "Session", lambda: session)
+        yield Garden(NAME, session)
+
+
+@pytest.fixture
+def strict_cloud(keys: None, session: boto3.Session) -> Iterator[Garden]:
+    """Every search makes a session of its own, with the credentials that the environment has then."""
+    with mock_aws():
+        yield Garden(NAME, session)
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,10 @@ class Garden:
     """Plants one resource of a kind, tagged for deployment `name`, on ground that belongs to nobody."""
 
     name: str
+    session: boto3.Session
 
     def client(self, service: str) -> Any:
-        return boto3.client(service, region_name=REGION)
+        return self.session.client(service, region_name=REGION)
 
     @property
     def tags(self) -> list[Mapping[str, str]]:
@@ -304,7 +319,7 @@ def test_orphans_of_all_kinds_are_deleted_in_an_order_that_works(cloud: Garden) 
 
 
 def test_orphans_of_another_deployment_whose_name_begins_alike_are_not_ours(cloud: Garden) -> None:
-    other = Garden(f"{NAME}-2")
+    other = Garden(f"{NAME}-2", cloud.session)
     other.plant_all()
     assert find_leftovers("aws", REGION, NAME).found == ()
 
@@ -367,8 +382,10 @@ def test_without_credentials_everything_is_unknown(keys: None, monkeypatch: pyte
     assert "0 resources left, $0.00/h" not in describe(sweep)
 
 
-def test_a_refusal_is_unknown_and_names_the_missing_permission(cloud: Garden, monkeypatch: pytest.MonkeyPatch) -> None:
-    iam = cloud.client("iam")
+def test_a_refusal_is_unknown_and_names_the_missing_permission(
+    strict_cloud: Garden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iam = strict_cloud.client("iam")
     iam.create_user(UserName="narrow")
     statement = {"Effect": "Allow", "Action": ["ec2:DescribeVolumes"], "Resource": "*"}
     iam.put_user_policy(
@@ -392,7 +409,6 @@ def test_a_refusal_is_unknown_and_names_the_missing_permission(cloud: Garden, mo
 
 def test_every_delete_command_is_one_that_the_aws_command_knows(cloud: Garden) -> None:
     """Operation and options are held against botocore's model of the API, which the command line is made from."""
-    session = boto3.Session()
     cloud.plant_all()
     unknown = []
     for item in find_leftovers("aws", REGION, NAME).found:
@@ -401,7 +417,7 @@ def test_every_delete_command_is_one_that_the_aws_command_knows(cloud: Garden) -
             if words[1] == "s3" or words[2] == "wait":
                 continue
             service = {"s3api": "s3"}.get(words[1], words[1])
-            model = session.client(service, region_name=REGION).meta
+            model = cloud.client(service).meta
             operation = model.method_to_api_mapping.get(words[2].replace("-", "_"))
             members = model.service_model.operation_model(operation).input_shape.members if operation else {}
             options = {word[2:].replace("-", "") for word in words[3:] if word.startswith("--")} - {"region"}

@@ -1,0 +1,61 @@
+"""Which question of the sweep would find each type of resource that the programs in stacks/ can create. Pure.
+
+A test holds both sides against it, so that no type can be added and forgotten here.
+"""
+
+from __future__ import annotations
+
+AWS: dict[str, str] = {
+    "aws:ebs/volume:Volume": "volume",
+    "aws:ec2/eip:Eip": "elastic IP",
+    "aws:ec2/eipAssociation:EipAssociation": "elastic IP",
+    "aws:ec2/instance:Instance": "instance",
+    "aws:ec2/internetGateway:InternetGateway": "internet gateway",
+    "aws:ec2/keyPair:KeyPair": "key pair",
+    "aws:ec2/natGateway:NatGateway": "NAT gateway",
+    "aws:ec2/networkInterface:NetworkInterface": "network interface",
+    "aws:ec2/route:Route": "route table",
+    "aws:ec2/routeTable:RouteTable": "route table",
+    "aws:ec2/routeTableAssociation:RouteTableAssociation": "route table",
+    "aws:ec2/securityGroup:SecurityGroup": "security group",
+    "aws:ec2/subnet:Subnet": "subnet",
+    "aws:ec2/volumeAttachment:VolumeAttachment": "volume",
+    "aws:ec2/vpc:Vpc": "VPC",
+    "aws:ec2/vpcEndpoint:VpcEndpoint": "VPC endpoint",
+    "aws:ec2transitgateway/instanceConnectEndpoint:InstanceConnectEndpoint": "instance connect endpoint",
+    "aws:iam/instanceProfile:InstanceProfile": "instance profile",
+    "aws:iam/role:Role": "role",
+    "aws:iam/rolePolicy:RolePolicy": "role",
+    "aws:iam/rolePolicyAttachment:RolePolicyAttachment": "role",
+    "aws:s3/bucket:Bucket": "bucket",
+    "aws:s3/bucketObjectv2:BucketObjectv2": "bucket",
+    "aws:s3/bucketPolicy:BucketPolicy": "bucket",
+    "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock": "bucket",
+    "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration": "bucket",
+    "aws:scheduler/schedule:Schedule": "schedule",
+    "aws:scheduler/scheduleGroup:ScheduleGroup": "schedule group",
+    "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": "security group rule",
+    "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": "security group rule",
+}
+ALICLOUD: dict[str, str] = {
+    "alicloud:ecs/ecsDisk:EcsDisk": "disk",
+    "alicloud:ecs/ecsDiskAttachment:EcsDiskAttachment": "disk",
+    "alicloud:ecs/ecsKeyPair:EcsKeyPair": "key pair",
+    "alicloud:ecs/eipAddress:EipAddress": "elastic IP",
+    "alicloud:ecs/eipAssociation:EipAssociation": "elastic IP",
+    "alicloud:ecs/instance:Instance": "instance",
+    "alicloud:ecs/ramRoleAttachment:RamRoleAttachment": "instance",
+    "alicloud:ecs/securityGroup:SecurityGroup": "security group",
+    "alicloud:ecs/securityGroupRule:SecurityGroupRule": "security group",
+    "alicloud:oss/bucket:Bucket": "bucket",
+    "alicloud:oss/bucketAcl:BucketAcl": "bucket",
+    "alicloud:oss/bucketObject:BucketObject": "bucket",
+    "alicloud:oss/bucketPublicAccessBlock:BucketPublicAccessBlock": "bucket",
+    "alicloud:ram/policy:Policy": "RAM policy",
+    "alicloud:ram/role:Role": "RAM role",
+    "alicloud:ram/rolePolicyAttachment:RolePolicyAttachment": "RAM role",
+    "alicloud:vpc/natGateway:NatGateway": "NAT gateway",
+    "alicloud:vpc/network:Network": "VPC",
+    "alicloud:vpc/snatEntry:SnatEntry": "SNAT entry",
+    "alicloud:vpc/switch:Switch": "vswitch",
+}
