@@ -41,8 +41,10 @@ class AlicloudQuestions:
     def network_zones(self) -> tuple[str, ...]:
         return tuple(sorted(alicloud.get_zones(available_resource_creation="VSwitch", opts=self.options).ids))
 
-    def subnet_zone(self, subnet: str) -> str:
-        return alicloud.vpc.get_switches(ids=[subnet], opts=self.options).vswitches[0].zone_id
+    def subnet_zones(self) -> tuple[str, ...]:
+        ids = [self.spec.subnet_id] if self.spec.subnet_id else None
+        found = alicloud.vpc.get_switches(vpc_id=self.spec.vpc_id, ids=ids, opts=self.options)
+        return tuple(sorted({item.zone_id for item in found.vswitches}))
 
     def image(self, choice: ImageChoice, instance_type: str) -> Image:
         """The query by instance type leaves out what it cannot boot: by UEFI, by NVMe disks."""

@@ -40,7 +40,14 @@ class AwsQuestions:
         kind = aws.GetAvailabilityZonesFilterArgs(name="zone-type", values=["availability-zone"])
         return tuple(aws.get_availability_zones(state="available", filters=[kind], opts=self.options).names)
 
-    def subnet_zone(self, subnet: str) -> str:
+    def subnet_zones(self) -> tuple[str, ...]:
+        if self.spec.subnet_id:
+            return (self._zone_of(self.spec.subnet_id),)
+        in_vpc = aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[self.spec.vpc_id or ""])
+        found = aws.ec2.get_subnets(filters=[in_vpc], opts=self.options).ids
+        return tuple(sorted({self._zone_of(id) for id in found}))
+
+    def _zone_of(self, subnet: str) -> str:
         return aws.ec2.get_subnet(id=subnet, opts=self.options).availability_zone
 
     def image(self, choice: ImageChoice, instance_type: str) -> Image:

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import pulumi
 
 from provision.images import Image, ImageChoice, choose_image
+from provision.naming import bucket_prefix
 from provision.planning import Plan
 from provision.preflight import (
     Facts,
@@ -27,6 +28,8 @@ from provision.preflight import (
 )
 from provision.spec import DeploymentSpec
 from provision.stack_settings import StackSettings
+from provision.user_data import render_user_data
+from runtime.vm import Provider, Vm
 
 T = TypeVar("T")
 MAX_WHY = 300  # characters of a cloud's own words
@@ -43,7 +46,9 @@ class Questions(Protocol):
 
     def network_zones(self) -> tuple[str, ...]: ...
 
-    def subnet_zone(self, subnet: str) -> str: ...
+    def subnet_zones(self) -> tuple[str, ...]:
+        """Of the spec's own subnet, or of all subnets of its own VPC."""
+        ...
 
     def image(self, choice: ImageChoice, instance_type: str) -> Image: ...
 
@@ -58,16 +63,14 @@ def run_preflight(
     settings: StackSettings,
     *,
     provider: pulumi.ProviderResource | None = None,
-    user_data_bytes: int | None = None,
 ) -> Preflight:
     """Asks, checks, logs every finding, and raises PlanError when one is an error.
 
     `provider`: the one that the component uses, so that both speak of the same region and account. The candidates are
     logged too, for `deployctl up`, which tries them in turn.
     """
-    found = check(
-        spec, plan, settings, ask_everything(spec, plan, settings, questions_for(spec, provider), user_data_bytes)
-    )
+    facts = ask_everything(spec, plan, settings, questions_for(spec, provider))
+    found = check(spec, plan, settings, facts)
     for item in found.findings:
         if item.level == "warning":
             pulumi.log.warn(str(item))
@@ -90,9 +93,7 @@ def questions_for(spec: DeploymentSpec, provider: pulumi.ProviderResource | None
     return AlicloudQuestions(spec, options)
 
 
-def ask_everything(
-    spec: DeploymentSpec, plan: Plan, settings: StackSettings, cloud: Questions, user_data_bytes: int | None = None
-) -> Facts:
+def ask_everything(spec: DeploymentSpec, plan: Plan, settings: StackSettings, cloud: Questions) -> Facts:
     """One answer, or one reason for its lack, to each question. Stops asking where the plan itself does not work."""
     types = instance_types(spec, plan, settings)
     first = types[0]
@@ -106,8 +107,8 @@ def ask_everything(
         image=ask(lambda: cloud.image(choice, first.name)),
         price=ask(lambda: cloud.price(first.name, zone)),
         quotas=tuple(_quota(cloud, question) for question in quota_questions(spec, first, running=running is True)),
-        subnet_zone=_subnet_zone(spec, cloud),
-        user_data_bytes=user_data_bytes,
+        subnet_zones=ask(cloud.subnet_zones) if spec.vpc_id else None,
+        user_data_bytes=_user_data_bytes(spec),
     )
 
 
@@ -138,11 +139,13 @@ def _network_zones(
     return ask(cloud.network_zones)
 
 
-def _subnet_zone(spec: DeploymentSpec, cloud: Questions) -> str | Unknown | None:
-    if spec.subnet_id is None:
-        return None
-    subnet = spec.subnet_id
-    return ask(lambda: cloud.subnet_zone(subnet))
+def _user_data_bytes(spec: DeploymentSpec) -> int:
+    """For a bucket's name of the usual length. Raises UserDataTooLargeError, with the number."""
+    bucket = bucket_prefix(spec.name) + "0" * 8
+    provider: Provider = "aws" if spec.cloud == "aws" else "alicloud"
+    endpoint = f"https://{bucket}.oss-{spec.region}-internal.aliyuncs.com"
+    vm = Vm(name=spec.name, provider=provider, region=spec.region or "", bucket=bucket, endpoint=endpoint)
+    return len(render_user_data(vm).encode())
 
 
 def _first(zones: tuple[str, ...] | Unknown) -> str | None:

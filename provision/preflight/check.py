@@ -32,11 +32,11 @@ def check(spec: DeploymentSpec, plan: Plan, settings: StackSettings, facts: Fact
     types = instance_types(spec, plan, settings)
     first = types[0]
     choice = choose_image(spec, first)
-    names = tuple(item.name for item in types)
+    places = zones.candidates(spec, tuple(item.name for item in types), facts)
     total, source = rules.hourly_price(spec, plan, facts.price)
     return Preflight(
-        findings=tuple(_findings(spec, plan, facts, types)),
-        candidates=zones.candidates(spec, names, facts),
+        findings=(*_findings(spec, plan, facts, types), *zones.check_place(plan.instance_type, places, settings)),
+        candidates=places,
         network_zones=zones.network_zones(spec, facts, settings.placement),
         choice=choice,
         image=None if isinstance(facts.image, Unknown) else facts.image,

@@ -6,7 +6,7 @@ An answer that could not be had is `Unknown` with the reason: it becomes a warni
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from provision.images import Image
 
@@ -57,7 +57,8 @@ class Facts:
     """Everything that was learnt about one region for one spec.
 
     `offered`: zones that sell an instance type, by type. `network_zones`: zones in which a subnet can be made, whether
-    or not they sell the type. `subnet_zone`: zone of the spec's own subnet.
+    or not they sell the type. `subnet_zones`: zones of the subnets that the spec's own network has; None = the network
+    is ours.
     """
 
     offered: Mapping[str, tuple[str, ...] | Unknown]
@@ -65,5 +66,5 @@ class Facts:
     image: Image | Unknown
     price: LivePrice | Unknown
     quotas: tuple[Quota, ...] = ()
-    subnet_zone: str | Unknown | None = None
-    user_data_bytes: int | None = field(default=None)
+    subnet_zones: tuple[str, ...] | Unknown | None = None
+    user_data_bytes: int | None = None

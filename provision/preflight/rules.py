@@ -10,9 +10,9 @@ from provision.planning import Plan
 from provision.preflight.facts import LivePrice, Unknown
 from provision.preflight.findings import Finding
 from provision.spec import DeploymentSpec
+from provision.user_data import MAX_BYTES
 from runtime.sizing import GIB
 
-USER_DATA_LIMIT = 12 * 1024  # bytes; AWS takes 16 KiB before base64, Alibaba Cloud as little in old regions
 WEIGHTS_MARGIN = 1.05  # files beside the weights, and the file system
 SLOW_DOWNLOAD_S = 30 * 60
 # The largest disk of each kind in GiB: AWS's and Alibaba Cloud's documents of 2025.
@@ -127,10 +127,10 @@ def check_user_data(size: int | None) -> Iterator[Finding]:
     """`size` in bytes before base64; None = it was not rendered."""
     if size is None:
         return
-    if size > USER_DATA_LIMIT:
-        yield Finding("error", "user-data", f"{size} bytes, and at most {USER_DATA_LIMIT} are sent")
+    if size > MAX_BYTES:
+        yield Finding("error", "user-data", f"{size} bytes, and at most {MAX_BYTES} are sent")
     else:
-        yield Finding("ok", "user-data", f"{size} of {USER_DATA_LIMIT} bytes")
+        yield Finding("ok", "user-data", f"{size} of {MAX_BYTES} bytes")
 
 
 def check_network(spec: DeploymentSpec) -> Iterator[Finding]:

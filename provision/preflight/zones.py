@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from provision.preflight.facts import Facts, Unknown
 from provision.preflight.findings import Finding
 from provision.spec import DeploymentSpec
-from provision.stack_settings import Placement
+from provision.stack_settings import PLACEMENT, Placement, StackSettings
+
+NOT_ASKED = Unknown("nobody asked")
 
 
 def candidates(spec: DeploymentSpec, types: tuple[str, ...], facts: Facts) -> tuple[Placement, ...]:
@@ -47,32 +50,48 @@ def check_zones(spec: DeploymentSpec, types: tuple[str, ...], facts: Facts) -> I
         yield from found
         return
     for item in found:
-        yield Finding("warning", item.subject, item.text, item.next_command) if item.level == "error" else item
+        yield replace(item, level="warning") if item.level == "error" else item
+
+
+def check_place(planned: str | None, found: tuple[Placement, ...], settings: StackSettings) -> Iterator[Finding]:
+    """The plan is made for one type: where only another one is sold, that one must be placed, and planned, first."""
+    if settings.placement is None and found and found[0].instance_type != planned:
+        text = f"the plan is for {planned}, which is not sold here, and {found[0].instance_type} is"
+        yield Finding("error", "place", text, f"pulumi config set {PLACEMENT} {found[0]}")
 
 
 def _check(spec: DeploymentSpec, name: str, facts: Facts) -> Finding:
-    subject, offered = f"zones of {name}", facts.offered.get(name, Unknown("nobody asked"))
-    if isinstance(offered, Unknown):
-        return Finding("warning", subject, f"which zones sell it is unknown ({offered.why}); each is tried in turn")
-    if not offered:
+    subject, offered, own = f"zones of {name}", facts.offered.get(name, NOT_ASKED), facts.subnet_zones
+    usable = _zones(spec, facts, name)
+    home = spec.subnet_id or spec.vpc_id
+    if not isinstance(offered, Unknown) and not offered:
         sold = "sold in no zone" if spec.cloud == "aws" else "not sold, or sold out, in every zone"
         return Finding("error", subject, f"{sold} of {spec.region}", "deployctl plan --region … --instance-type …")
-    if isinstance(facts.subnet_zone, str) and facts.subnet_zone not in offered:
-        text = f"the subnet {spec.subnet_id} lies in {facts.subnet_zone}, and it is sold in {', '.join(offered)}"
-        return Finding("error", subject, text, "deployctl up --subnet-id …")
-    if spec.zones and not set(spec.zones) & set(offered):
+    if not isinstance(offered, Unknown) and spec.zones and not set(spec.zones) & set(offered):
         text = f"not sold in {', '.join(spec.zones)}, but in {', '.join(offered)}"
         return Finding("error", subject, text, f"deployctl up --zones {offered[0]}")
-    return Finding("ok", subject, f"sold in {', '.join(_zones(spec, facts, name))}")
+    if not usable:
+        where = "in those zones" if isinstance(offered, Unknown) else f"where it is sold: {', '.join(offered)}"
+        return Finding("error", subject, f"{home} has no subnet {where}", "deployctl up --subnet-id …")
+    if isinstance(offered, Unknown):
+        return Finding("warning", subject, f"which zones sell it is unknown ({offered.why}); each is tried in turn")
+    if isinstance(own, Unknown):
+        return Finding("warning", subject, f"in which zones {home} has subnets is unknown ({own.why})")
+    return Finding("ok", subject, f"sold in {', '.join(usable)}")
 
 
 def _zones(spec: DeploymentSpec, facts: Facts, name: str) -> tuple[str, ...]:
-    if isinstance(facts.subnet_zone, str):
-        return (facts.subnet_zone,)
-    offered = facts.offered.get(name, Unknown("nobody asked"))
-    if isinstance(offered, Unknown):
-        return spec.zones or network_zones(spec, facts, None)
-    return tuple(zone for zone in spec.zones if zone in offered) if spec.zones else offered
+    """Zones that sell the type, that the spec wants, and where its own network has a subnet, as far as that is known;
+    in the spec's order where it has one."""
+    offered, own = facts.offered.get(name, NOT_ASKED), facts.subnet_zones
+    if spec.zones:
+        start = spec.zones
+    elif not isinstance(offered, Unknown):
+        start = offered
+    else:
+        start = own if isinstance(own, tuple) else network_zones(spec, facts, None)
+    sold = [zone for zone in start if isinstance(offered, Unknown) or zone in offered]
+    return tuple(zone for zone in sold if not isinstance(own, tuple) or zone in own)
 
 
 def _offered_anywhere(offered: Mapping[str, tuple[str, ...] | Unknown]) -> tuple[str, ...]:
