@@ -20,10 +20,10 @@ def main(environ: Mapping[str, str]) -> None:
     try:
         spec, settings = read_config(environ)
         plan = plan_to_start(spec, settings)
-        wheel, sha256 = take_wheel(spec)
+        wheel = take_wheel(spec)
         provider = make_provider(spec)
         found = run_preflight(spec, plan, settings, provider=provider)
-        args = GpuVmArgs(spec, plan, settings, found, str(wheel), sha256)
+        args = GpuVmArgs(spec, plan, settings, found, wheel)
         vm = make_component(args, provider)
         export_everything(args, vm.outputs, wait_ready(args, vm.outputs, vm))
     except DeployctlError as error:

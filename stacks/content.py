@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import pulumi
@@ -56,20 +55,19 @@ def make_content(
     expires_at: pulumi.Output[int | None],
 ) -> Content:
     """`names`: addresses that the certificate must name, known once they are allocated. Raises SpecError."""
-    spec, release = args.spec, release_id(args)
-    wheel = Path(args.wheel)
+    spec, wheel, release = args.spec, args.wheel, release_id(args)
     current = Current(
         release=release,
         deployment=release_key(release),
-        wheel=wheel_key(release, wheel.name),
-        sha256=args.wheel_sha256,
+        wheel=wheel_key(release, wheel.file_name),
+        sha256=wheel.sha256,
         index_url=spec.pip_index,
     )
     hosts = [*names, *([spec.domain] if spec.domain else [])]
     deployment = pulumi.Output.all(*hosts).apply(lambda found: _text(_deployment(args, release, tuple(found))))
     items = [
         Item("deployment", release_key(release), deployment),
-        Item("wheel", wheel_key(release, wheel.name), path=str(wheel)),
+        Item("wheel", wheel_key(release, wheel.file_name), path=str(wheel.path)),
         Item("keys", KEYS, api_key.apply(lambda key: keys_object(key).decode())),
         Item("life", LIFE, expires_at.apply(lambda at: _text(Life(expires_at=at, idle_stop_s=spec.idle_stop_seconds)))),
         *_secrets(spec),
@@ -79,7 +77,7 @@ def make_content(
 
 def release_id(args: GpuVmArgs) -> str:
     """The same for the same order: a new address or key is no new release."""
-    digest = hashlib.sha256(encode(_deployment(args, "", ()))).hexdigest() + args.wheel_sha256
+    digest = hashlib.sha256(encode(_deployment(args, "", ()))).hexdigest() + args.wheel.sha256
     return "r" + hashlib.sha256(digest.encode()).hexdigest()[:RELEASE_DIGITS]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from provision.config import resolve
 from provision.errors import DeployctlError, NotYetError, PlanError
@@ -13,6 +11,7 @@ from provision.model_source import model_spec_for
 from provision.planning import Plan, not_yet, plan_deployment
 from provision.spec import DeploymentSpec, Problem, SpecError
 from provision.stack_settings import StackSettings, split_config
+from provision.wheel import Wheel, runtime_wheel
 from stacks.once import absolute
 
 CLOUDS = ("aws", "alicloud")
@@ -49,18 +48,9 @@ def plan_to_start(spec: DeploymentSpec, settings: StackSettings) -> Plan:
     return plan
 
 
-def take_wheel(spec: DeploymentSpec) -> tuple[Path, str]:
-    """(path, SHA-256) of the runtime's wheel: the spec's own, else this version's. Raises SpecError."""
-    if spec.runtime_wheel is None:
-        from provision.wheel import own_wheel
-
-        path = own_wheel()
-    else:
-        path = absolute(spec.runtime_wheel)
-    try:
-        return path, hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise SpecError([Problem("runtime_wheel", f"{path} cannot be read ({error.strerror})")]) from None
+def take_wheel(spec: DeploymentSpec) -> Wheel:
+    """The runtime's wheel: the spec's own, else this version's. Raises SpecError, MissingPartError."""
+    return runtime_wheel(str(absolute(spec.runtime_wheel)) if spec.runtime_wheel else None)
 
 
 def explain(error: DeployctlError) -> str:

@@ -11,18 +11,18 @@ from provision.planning import Plan
 from provision.preflight import Preflight
 from provision.spec import DeploymentSpec
 from provision.stack_settings import Placement, StackSettings
+from provision.wheel import Wheel
 
 
 @dataclass(frozen=True, slots=True)
 class GpuVmArgs:
-    """Everything that a component needs to know. `wheel`: path of the runtime's wheel; `wheel_sha256`: its digest."""
+    """Everything that a component needs to know. `wheel`: the runtime's, as the machine installs it."""
 
     spec: DeploymentSpec
     plan: Plan
     settings: StackSettings
     preflight: Preflight
-    wheel: str
-    wheel_sha256: str
+    wheel: Wheel
 
     @property
     def place(self) -> Placement:

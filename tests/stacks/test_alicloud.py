@@ -18,6 +18,7 @@ from tests.lab.alicloud_provider import AlicloudProvider
 from tests.lab.pulumi_engine import Engine
 from tests.lab.pulumi_model import Registration, Run
 from tests.lab.small_providers import small_providers
+from tests.lab.small_wheel import make_small_wheel
 
 INSTANCE = "alicloud:ecs/instance:Instance"
 TYPE = "ecs.gn7i-c16g1.4xlarge"
@@ -39,8 +40,7 @@ def cloud() -> AlicloudCloud:
 
 @pytest.fixture
 def make(cloud: AlicloudCloud, tmp_path: Path) -> Make:
-    wheel = tmp_path / "deployctl-0.1.0-py3-none-any.whl"
-    wheel.write_bytes(b"a wheel")
+    wheel = make_small_wheel(tmp_path)
 
     def made(**config: str) -> Engine:
         values = {**BASIC, "runtime_wheel": str(wheel), **config}
