@@ -70,6 +70,15 @@ class OpenAIClient:
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
         return self._ask("completions", body)
 
+    def status_of(self, route: str) -> int:
+        """HTTP status of a GET. Raises EndpointError."""
+        import httpx
+
+        try:
+            return self._http.get(f"{self.base_url}/{route}").status_code
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+
     def _ask(self, route: str, body: dict[str, Any]) -> Completion:
         import httpx
 

@@ -191,10 +191,10 @@ class CloudTarget:
     def logs(self, query: LogQuery) -> Iterator[LogLine]:
         """What the machine has uploaded; it does so every few seconds. Raises CloudError."""
         oldest = None if query.since_s is None else time.time() - query.since_s
-        seen: dict[str, int] = {}
+        last: dict[str, LogLine] = {}
         while True:
             try:
-                lines = self._new_lines(query, seen)
+                lines = self._new_lines(query, last)
             except BucketError as error:
                 raise CloudError(f"the logs of {self.name} cannot be read", why=str(error)) from error
             yield from (line for line in lines if oldest is None or (line.at or 0.0) >= oldest)
@@ -202,17 +202,18 @@ class CloudTarget:
                 return
             time.sleep(FOLLOW_S)
 
-    def _new_lines(self, query: LogQuery, seen: dict[str, int]) -> list[LogLine]:
-        """Lines of the uploaded files that were not there at the last look, by time."""
+    def _new_lines(self, query: LogQuery, last: dict[str, LogLine]) -> list[LogLine]:
+        """Lines that came after the `last` ones, by time."""
         mailbox, found = self.mailbox, []
         for key in mailbox.keys(LOGS):
             unit = log_unit(key)
             if query.units and unit not in query.units:
                 continue
-            lines = list(parse_lines(unit, (mailbox.get(key) or b"").decode("utf-8", "replace").splitlines()))
-            start = seen.get(key, 0) if len(lines) >= seen.get(key, 0) else 0
-            seen[key] = len(lines)
-            found += lines[start:]
+            text = (mailbox.get(key) or b"").decode("utf-8", "replace")
+            lines = list(parse_lines(unit, text.splitlines()))
+            found += lines_after(lines, last.get(unit))
+            if lines:
+                last[unit] = lines[-1]
         return sorted(found, key=lambda line: line.at or 0.0)
 
     def remove(self, report: Report, *, keep_disk: bool = False) -> CloudRemoval:
@@ -256,9 +257,16 @@ def with_status(seen: Observation, status: Status | None) -> Observation:
 
 
 def log_unit(key: str) -> str:
-    """ "status/logs/engine.log", "status/logs/engine/7.log" → "engine"."""
-    name = key.removeprefix(LOGS)
-    return name.partition("/")[0].partition(".")[0]
+    """ "status/logs/engine.log" → "engine"."""
+    return key.removeprefix(LOGS).partition(".")[0]
+
+
+def lines_after(lines: list[LogLine], last: LogLine | None) -> list[LogLine]:
+    """What is new in a log whose oldest lines go: all of it when `last` is among those."""
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index] == last:
+            return lines[index + 1 :]
+    return lines
 
 
 def failure_of(target: CloudTarget, seen: Observation) -> FailedError:
