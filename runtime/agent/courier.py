@@ -21,6 +21,7 @@ from runtime.mailbox import CURRENT, KEYS, LIFE, Mailbox, write_atomic
 
 WATCHED = (CURRENT, KEYS, LIFE)
 KEPT_PREFIX, KEPT_SUFFIX = "release/", ".json"  # no secret and nothing large is among these
+DENIED = "AccessDenied"  # also the answer for an object that is missing, to a role that may not list
 
 
 class Courier:
@@ -40,6 +41,7 @@ class Courier:
         self._lock = threading.Lock()
         self._outbox: dict[str, bytes] = {}
         self._known = {key: data for key in WATCHED if (data := self._kept(key)) is not None}
+        self._denied: set[str] = set()
         self._away = False
         for key, data in self._known.items():
             self._mirror(key, data)
@@ -49,7 +51,7 @@ class Courier:
         if key in WATCHED:
             return self._known.get(key)
         try:
-            data = self._remote.get(key)
+            data = self._fetch(key)
         except BucketError:
             if (kept := self._kept(key)) is not None:
                 return kept
@@ -94,12 +96,23 @@ class Courier:
 
     def _look(self) -> None:
         for key in WATCHED:
-            data = self._remote.get(key)
+            data = self._fetch(key)
             if data is None or data == self._known.get(key):
                 continue
             self._keep(key, data)
             self._mirror(key, data)
             self._known[key] = data
+
+    def _fetch(self, key: str) -> bytes | None:
+        try:
+            return self._remote.get(key)
+        except BucketError as error:
+            if error.code != DENIED:
+                raise
+            if key not in self._denied:
+                self._say(f"{key} is not there, or the machine's role may not read it")
+            self._denied.add(key)
+            return None
 
     def _mirror(self, key: str, data: bytes) -> None:
         path = self._mirrors.get(key)

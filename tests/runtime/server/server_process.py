@@ -32,6 +32,7 @@ class Server:
 
     root: Path
     engine: ScriptedEngine
+    tls: Path | None = None  # folder of certificate.pem and key.pem; the deployment then asks for TLS
     process: subprocess.Popen[bytes] = field(init=False)
     url: str = field(init=False)
 
@@ -66,7 +67,7 @@ class Server:
             target="local",
             model=ModelSource(source="demo", served_name=MODEL),
             engine=options,
-            listen=Listen(port=port),
+            listen=Listen(port=port, tls="off" if self.tls is None else "pinned"),
         )
         write_atomic(self.release / "deployment.json", encode(deployment))
 
@@ -74,7 +75,8 @@ class Server:
         """Starts the process on a socket that this process holds, as a supervisor does."""
         self.write_deployment()
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            scheme = "http" if self.tls is None else "https"
+            self.url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
             self._start({"LISTEN_FDS": "1"}, listener.fileno())
 
     def launch_on(self, port: int) -> None:
@@ -85,6 +87,7 @@ class Server:
 
     def _start(self, environment: dict[str, str], listener: int | None) -> None:
         arguments = [self.release, self.engine.path.parent, self.keys, self.status]
+        arguments += [] if self.tls is None else [self.tls]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("LISTEN_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
