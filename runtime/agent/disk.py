@@ -3,7 +3,7 @@
 In this order, by what lsblk shows:
 
     weights disk asked for   the disk with our label ► a blank one, formatted ► error: not attached, or not blank
-    instance store           the one that the image has mounted (DLAMI) ► our label ► a blank one that is large enough
+    instance store           our label ► what the image has mounted (DLAMI) ► a blank one that is large enough
     else                     the system disk
 
 Nothing is written to fstab: the phase runs after every boot, before the engine starts.
@@ -11,6 +11,7 @@ Nothing is written to fstab: the phase runs after every boot, before the engine 
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ WEIGHTS_LABEL = "deployctl-disk"
 STORE_LABEL = "deployctl-nvme"
 INSTANCE_STORE = "Instance Storage"  # model "Amazon EC2 NVMe Instance Storage"; EBS is "Amazon Elastic Block Store"
 USABLE = 0.95  # of a disk's size, after ext4's own structures
+SMALLEST = 2**30  # bytes; what is smaller is no disk for weights (an idle zram device, for example)
+# AWS's Deep Learning AMIs make one volume of all instance stores at boot: formatting one would come in its way.
+IMAGE_FOLDERS = (Path("/opt/dlami"), Path("/opt/aws/dlami"))
 TOOL_TIMEOUT_S = 600.0  # mkfs writes little: inode tables are initialised later, by the kernel
 
 Kind = Literal["system", "mounted", "mount", "format"]
@@ -101,10 +105,11 @@ def mount_argv(device: str, folder: Path) -> tuple[str, ...]:
     return ("mount", "--options", "noatime,nodev,nosuid,noexec", device, str(folder))
 
 
-def parse_lsblk(text: str) -> list[Block]:
-    """Raises PhaseError when it is not lsblk's JSON."""
+def parse_lsblk(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[Block]:
+    """Disks without a device file are left out: in a container the kernel lists those of its host. Raises PhaseError
+    when it is not lsblk's JSON."""
     try:
-        return msgspec.json.decode(text, type=_Listing).blockdevices
+        return [block for block in msgspec.json.decode(text, type=_Listing).blockdevices if exists(block.name)]
     except msgspec.DecodeError as error:
         raise PhaseError(f"lsblk gave no listing that can be read: {error}", "see `deployctl logs agent`") from error
 
@@ -114,10 +119,21 @@ def is_blank(wipefs: Output, blkid: Output) -> bool:
     return wipefs.code == 0 and not wipefs.text.strip() and blkid.code == 2
 
 
-def choose(blocks: list[Block], *, weights_disk: bool, need_bytes: int) -> Choice:
+def image_mounts_stores() -> bool:
+    """The image itself takes care of instance stores."""
+    return any(folder.exists() for folder in IMAGE_FOLDERS)
+
+
+def has_idle_store(blocks: list[Block]) -> bool:
+    """An instance store that nothing on this machine uses, yet or at all."""
+    stores = (block for block in blocks if INSTANCE_STORE in (block.model or ""))
+    return any(not any(part.mounted_at for part in _tree(store)) for store in stores)
+
+
+def choose(blocks: list[Block], *, weights_disk: bool, need_bytes: int, format_stores: bool = True) -> Choice:
     """Raises PhaseError when a weights disk was asked for and none can be used."""
     label = WEIGHTS_LABEL if weights_disk else STORE_LABEL
-    disks = [block for block in blocks if block.type == "disk" and not block.ro]
+    disks = [block for block in blocks if block.type == "disk" and not block.ro and block.size >= SMALLEST]
     disks = [disk for disk in disks if (INSTANCE_STORE in (disk.model or "")) != weights_disk]
     parts = [part for disk in disks for part in _tree(disk)]
     for part in parts:
@@ -128,7 +144,8 @@ def choose(blocks: list[Block], *, weights_disk: bool, need_bytes: int) -> Choic
             if part.mounted_at is not None:
                 return Choice("mounted", part.name, part.mounted_at)
     blank = max((disk for disk in disks if disk.looks_blank), key=lambda disk: disk.size, default=None)
-    if blank is not None and (weights_disk or blank.size * USABLE >= need_bytes):
+    large_enough = blank is not None and blank.size * USABLE >= need_bytes
+    if blank is not None and (weights_disk or (format_stores and large_enough)):
         return Choice("format", blank.name, label=label)
     if weights_disk:
         others = ", ".join(disk.name for disk in disks if not any(part.mounted_at for part in _tree(disk)))

@@ -65,16 +65,21 @@ def reboot_argv() -> tuple[str, ...]:
     return ("systemctl", "reboot")
 
 
+def uptime_s() -> float:
+    """Seconds since the kernel has started."""
+    return float(Path("/proc/uptime").read_text().split()[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """`boot_id` tells one boot from the next. `uptime_s` is another's in tests."""
+    """`boot_id` tells one boot from the next. `uptime` in seconds."""
 
     provider: Provider
     state: Path
     metadata: Metadata
     boot_id: str
     call: install.Call = install.run_command
-    uptime_s: Callable[[], float] = lambda: float(Path("/proc/uptime").read_text().split()[0])
+    uptime: Callable[[], float] = uptime_s
 
     def prepare(self, release: Release, report: Report) -> str | None:
         """The driver's version; None for a deployment without a GPU. Raises PhaseError."""
@@ -93,9 +98,9 @@ class Driver:
                 if self.provider == "alicloud" and (missing or self._attempts() is not None):
                     self._install(report)
                     return phases.list_gpus()
-                if missing or self.uptime_s() > FIRST_BOOT_S:
+                if missing or self.uptime() > FIRST_BOOT_S:
                     raise
-            _wait(ASK_AGAIN_S, report)
+            wait(ASK_AGAIN_S, report)
 
     def _install(self, report: Report) -> None:
         before = self._attempts()
@@ -146,7 +151,8 @@ class Driver:
         write_atomic(self.state / "driver.json", msgspec.json.encode(attempts))
 
 
-def _wait(seconds: float, report: Report) -> None:
+def wait(seconds: float, report: Report) -> None:
+    """Calls `report` often, which may raise to interrupt."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         report(Progress())

@@ -22,8 +22,8 @@ import msgspec
 from runtime.agent import disk, install, phases
 from runtime.agent.command import CommandJob
 from runtime.agent.courier import Courier
+from runtime.agent.driver import ASK_AGAIN_S, Driver, uptime_s, wait
 from runtime.agent.driver import WORKER as COMMAND_WORKER
-from runtime.agent.driver import Driver
 from runtime.agent.files import Access
 from runtime.agent.identity import Keeper, read_ssh_host_key, utc_now
 from runtime.agent.life import LifeWatch
@@ -61,6 +61,7 @@ BUCKET_S = 3.0  # between two looks into the bucket, and between two reports of 
 METADATA_AGAIN_S = 2.0
 LAST_ROUND_S = 5.0  # systemd kills after 10 s
 COMPILER_STALL_S = 300.0
+IMAGE_MOUNTS_WITHIN_S = 180.0  # of the machine's start
 SETTINGS = Settings(poll_s=1.0, status_s=1.0)
 TLS_OF_SERVER = ("pinned", "own")
 NOT_YET = {"acme": "certificates of a public authority are not yet made on the machine"}
@@ -83,6 +84,7 @@ class VmMachine:
     rounds: Rounds
     open_port: Callable[[int], bool] = install.open_port
     run_tool: disk.Run = disk.run_command
+    image_mounts_stores: bool = field(default_factory=disk.image_mounts_stores)
     _weights: Path | None = None
     _driver_version: str | None = None
     _warnings: list[str] = field(default_factory=list)
@@ -98,14 +100,14 @@ class VmMachine:
 
     def prepare_disk(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> None:
         setup = release.deployment.setup or Setup()
-        listed = self.run_tool(disk.lsblk_argv())
-        if listed.code == 0:
-            need = need_bytes(self.caches)
-            choice = disk.choose(disk.parse_lsblk(listed.text), weights_disk=setup.weights_disk, need_bytes=need)
-            found = disk.make_ready(choice, self.state / "disk", self.run_tool)
-            self._weights = None if found is None else found / "deployctl"
-        elif setup.weights_disk:
-            raise PhaseError(f"lsblk fails: {listed.text.strip()}", "see `deployctl logs agent`")
+        choice = disk.choose(
+            self._blocks(setup, report),
+            weights_disk=setup.weights_disk,
+            need_bytes=need_bytes(self.caches),
+            format_stores=not self.image_mounts_stores,
+        )
+        found = disk.make_ready(choice, self.state / "disk", self.run_tool)
+        self._weights = None if found is None else found / "deployctl"
         for folder in (self.caches.models, self.caches.hub):
             self.access.make_folder(folder)
         phases.check_disk(self.caches.models, need_bytes(self.caches))
@@ -150,6 +152,20 @@ class VmMachine:
         moved = self.software.adopt(release)
         self.software.prune()
         return moved
+
+    def _blocks(self, setup: Setup, report: Report) -> list[disk.Block]:
+        """Waits, soon after boot only, for an image that mounts instance stores itself."""
+        while True:
+            listed = self.run_tool(disk.lsblk_argv())
+            if listed.code != 0 and setup.weights_disk:
+                raise PhaseError(f"lsblk: {listed.text.strip()}", "see `deployctl logs agent`")
+            if listed.code != 0:
+                return []
+            blocks = disk.parse_lsblk(listed.text)
+            late = self.image_mounts_stores and disk.has_idle_store(blocks) and uptime_s() < IMAGE_MOUNTS_WITHIN_S
+            if not late:
+                return blocks
+            wait(ASK_AGAIN_S, report)
 
     def _ensure_certificate(self, listen: Listen) -> bool:
         if listen.tls == "own":
