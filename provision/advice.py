@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from provision.rules import ANYWHERE
-from provision.spec import DeploymentSpec
+from provision.spec import DeploymentSpec, in_mainland_china
 from runtime import sizing
 from runtime.model_spec import ModelSpec
 from runtime.sizing import GIB, Machine
@@ -34,14 +34,10 @@ def _cloud(spec: DeploymentSpec) -> Iterator[str]:
         yield "tls off: key and prompts cross the internet in clear text"
     if spec.ttl_seconds == 0:
         yield "ttl 0: the machine stays, and costs, until `deployctl down`"
-    region = spec.region or ""
-    mainland = spec.cloud == "alicloud" and region.startswith("cn-") and region != "cn-hongkong"
-    if mainland and spec.model_ref.kind == "hf" and spec.hub_endpoint is None:
+    if in_mainland_china(spec.cloud, spec.region) and spec.model_ref.kind == "hf" and spec.hub_endpoint is None:
         yield (
-            f"huggingface.co cannot be relied on from {region}: use modelscope:{spec.model_ref.location}, "
+            f"huggingface.co cannot be relied on from {spec.region}: use modelscope:{spec.model_ref.location}, "
             "or a hub_endpoint"
         )
-    if spec.egress == "none" and spec.model_ref.kind in ("hf", "modelscope"):
-        yield "egress none: the machine cannot reach a hub; use a bucket or egress: bundle"
     if spec.spot:
         yield "spot: the price moves below the on-demand one shown here, and the machine may be taken back"

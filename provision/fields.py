@@ -51,8 +51,8 @@ FIELDS: tuple[FieldDoc, ...] = (
     FieldDoc(
         "model",
         _MODEL,
-        "hf:org/name@revision (hf: is the default), modelscope:org/name, s3://bucket/prefix, "
-        "oss://bucket/prefix, a local folder, or demo.",
+        "hf:org/name@revision, modelscope:org/name, s3://bucket/prefix, oss://bucket/prefix, a local folder, or demo. "
+        "A bare org/name is hf:, and modelscope: on alicloud in mainland China unless hub_endpoint is set.",
         "Qwen/Qwen2.5-7B-Instruct",
     ),
     FieldDoc("served_name", _MODEL, "Model name in the API. Default: the model's own.", "qwen"),

@@ -36,6 +36,11 @@ class ModelRef:
         return self.location.rstrip("/").rsplit("/", 1)[-1] or "model"
 
 
+def is_bare(text: str) -> bool:
+    """org/name or org/name@revision, without the name of a hub."""
+    return _HUB_ID.match(text.strip().partition("@")[0]) is not None
+
+
 def parse_model(text: str) -> ModelRef:
     """Raises ValueError with the forms that are understood."""
     text = text.strip()

@@ -161,6 +161,15 @@ def _model(spec: DeploymentSpec) -> Iterator[Problem]:
     if kind == "folder" and spec.is_cloud:
         bucket = "s3://bucket/prefix" if spec.cloud == "aws" else "oss://bucket/prefix"
         yield _problem("model", "a folder of this machine cannot be seen from a cloud: upload it", bucket, "cloud")
+    if kind in ("hf", "modelscope") and spec.egress in ("bundle", "none"):
+        bucket = "s3://bucket/prefix" if spec.cloud == "aws" else "oss://bucket/prefix"
+        reason = (
+            f"{spec.model!r} is out of reach with egress: {spec.egress}; `deployctl weights push` puts it into a bucket"
+        )
+        yield _problem("model", reason, bucket, "egress")
+    if kind == "modelscope" and spec.cloud == "aws":
+        hf = f"hf:{spec.model_ref.location}"
+        yield _problem("model", "modelscope: is for alicloud; machines on aws do not install its client", hf, "cloud")
     if (kind, spec.cloud) in (("s3", "alicloud"), ("oss", "aws")):
         right = "oss" if kind == "s3" else "s3"
         yield _problem("model", f"{kind}:// is not a bucket of {spec.cloud}", f"{right}://bucket/prefix", "cloud")

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from provision import errors, fields
-from provision.model_ref import ModelRef, parse_model
+from provision.model_ref import ModelRef, is_bare, parse_model
 from provision.values import (
     check_cidr,
     check_key,
@@ -209,7 +209,7 @@ class DeploymentSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        return {**target_defaults(data), **data} if isinstance(data, Mapping) else data
+        return with_hub({**target_defaults(data), **data}) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _combine(self) -> DeploymentSpec:
@@ -268,6 +268,20 @@ def target_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     elif cloud == "local":
         found = {"tls": "off"}
     return {key: value for key, value in found.items() if key not in data}
+
+
+def in_mainland_china(cloud: object, region: object) -> bool:
+    """Where Hugging Face cannot be relied on."""
+    return cloud == "alicloud" and isinstance(region, str) and region.startswith("cn-") and region != "cn-hongkong"
+
+
+def with_hub(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A bare org/name comes from ModelScope in mainland China, unless a mirror of Hugging Face is named."""
+    found, model = dict(data), data.get("model")
+    mainland = in_mainland_china(data.get("cloud"), data.get("region"))
+    if mainland and not data.get("hub_endpoint") and isinstance(model, str) and is_bare(model):
+        found["model"] = f"modelscope:{model.strip()}"
+    return found
 
 
 def parse(values: Mapping[str, Any]) -> DeploymentSpec:

@@ -1,5 +1,7 @@
 """The ten models that this project is made for, with the shape numbers of their `config.json`.
 
+They have the same names on Hugging Face and on ModelScope.
+
 Each shape reads like the model's own config.json, so that one reader (`ModelSpec.from_config`) serves the
 catalog and the hub alike. Sources: the models' published configurations.
 """

@@ -148,7 +148,7 @@ def connect(job: ModelScopeJob) -> HubApi:
             "ModelScope's client is not installed", "run: pip install 'deployctl[modelscope]', or use hf:org/name"
         ) from None
     own = Path(job.folder) / ".modelscope"  # its locks and its install id
-    return HubApi(HubConfig(endpoint=job.endpoint or HUB, token=job.token or "", cache_dir=own, config_dir=own))
+    return HubApi(HubConfig(endpoint=job.endpoint, token=job.token or "", cache_dir=own, config_dir=own))
 
 
 def explain(error: Exception, job: ModelScopeJob) -> WorkerLine:
@@ -158,7 +158,7 @@ def explain(error: Exception, job: ModelScopeJob) -> WorkerLine:
     import requests
     from modelscope_hub import errors
 
-    hub = job.endpoint or HUB
+    hub = job.endpoint or os.environ.get("MODELSCOPE_ENDPOINT") or HUB
     if isinstance(error, errors.NotExistError):
         return WorkerLine(
             error=f"{job.repo} or its revision {job.revision!r} does not exist on {hub}, or is private",

@@ -33,7 +33,7 @@ def test_the_seed_command_fits(run: Run) -> None:
     words = "--cloud alicloud --instance-type ecs.gn7i-4x.16xlarge --model Qwen/QwQ-32B --max-model-len 8192"
     found = run("plan", *words.split())
     assert found.exit_code == 0
-    assert "hf:Qwen/QwQ-32B on ecs.gn7i-4x.16xlarge (4×A10): fits" in found.stdout
+    assert "modelscope:Qwen/QwQ-32B on ecs.gn7i-4x.16xlarge (4×A10): fits" in found.stdout
     assert "$5.85/hour, $140.32/day, $46.77 until the TTL" in found.stdout
     assert "not yet supported" in found.stderr
 

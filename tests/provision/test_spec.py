@@ -34,6 +34,46 @@ def test_nothing_given_is_the_demo_on_this_machine() -> None:
     assert (spec.cloud, spec.model, spec.port, spec.tls, spec.ttl_seconds) == ("local", "demo", 8000, "off", 0)
 
 
+@pytest.mark.parametrize(
+    ("values", "model"),
+    [
+        ({**ALI, "model": "Qwen/Qwen3-32B"}, "modelscope:Qwen/Qwen3-32B"),
+        ({**ALI, "model": " Qwen/Qwen3-32B@v1 ", "region": "cn-beijing"}, "modelscope:Qwen/Qwen3-32B@v1"),
+        ({**ALI, "model": "hf:Qwen/Qwen3-32B"}, "hf:Qwen/Qwen3-32B"),
+        ({**ALI, "model": "Qwen/Qwen3-32B", "hub_endpoint": "https://hub.example.org"}, "hf:Qwen/Qwen3-32B"),
+        ({**ALI, "model": "Qwen/Qwen3-32B", "region": "ap-southeast-1"}, "hf:Qwen/Qwen3-32B"),
+        ({**ALI, "model": "Qwen/Qwen3-32B", "region": "cn-hongkong"}, "hf:Qwen/Qwen3-32B"),
+        ({**AWS, "model": "Qwen/Qwen3-32B"}, "hf:Qwen/Qwen3-32B"),
+    ],
+)
+def test_a_bare_name_comes_from_modelscope_in_mainland_china_only(values: dict[str, Any], model: str) -> None:
+    spec = parse(values)
+    assert (spec.model, spec.api_model_name) == (model, "Qwen/Qwen3-32B")
+    assert parse(spec.public_values()) == spec
+
+
+@pytest.mark.parametrize("egress", ["bundle", "none"])
+@pytest.mark.parametrize(
+    ("cloud", "model", "bucket"),
+    [
+        ("aws", "hf:org/name", "s3://bucket/prefix"),
+        ("alicloud", "hf:org/name", "oss://bucket/prefix"),
+        ("alicloud", "org/name", "oss://bucket/prefix"),
+    ],
+)
+def test_without_a_way_out_the_weights_must_be_in_a_bucket(egress: str, cloud: str, model: str, bucket: str) -> None:
+    intranet = {"cloud": cloud, "endpoint": "intranet", "egress": egress}
+    found = only({**intranet, "model": model})
+    assert (found.path, found.nearest) == ("model", bucket)
+    assert "deployctl weights push" in found.reason
+    assert parse({**intranet, "model": bucket}).egress == egress
+
+
+def test_modelscope_is_for_alibabas_machines() -> None:
+    found = only({**AWS, "model": "modelscope:org/name"})
+    assert (found.path, found.nearest) == ("model", "hf:org/name")
+
+
 def test_a_cloud_brings_its_own_defaults() -> None:
     spec = parse({"cloud": "alicloud", "endpoint": "intranet"})
     assert (spec.region, spec.ttl, spec.tls, spec.egress) == ("cn-hangzhou", "8h", "pinned", "nat")
