@@ -78,6 +78,7 @@ class Cloud:
         self.release = ""
         self.moved = 0
         self.posted = 0.0
+        self.said = "", ""
 
     def metadata(self, path: str) -> str:
         """One text of the metadata service; with a session token where the service gives one (IMDSv2)."""
@@ -118,14 +119,19 @@ class Cloud:
     def post(
         self, percent: float | None = None, done: int | None = None, error: str = "", hint: str = "", least: int = 0
     ):
-        """Writes status/status.json, at most every `least` seconds. A failure to do so is only logged."""
+        """Writes status/status.json, at most every `least` seconds. An error stays until bytes arrive.
+
+        A failure to do so is only logged.
+        """
+        if error or done:
+            self.said = error, hint
         if time.monotonic() < self.posted + least:
             return
         self.posted = time.monotonic()
         try:
             status = {"instance_id": self.metadata("instance-id"), "release": self.release, "phase": "python"}
             status |= {"updated_at": time.time(), "percent": percent, "bytes": done}
-            status |= {"error": error or None, "hint": hint or None}
+            status |= {"error": self.said[0] or None, "hint": self.said[1] or None}
             self.request("PUT", "status/status.json", json.dumps(status).encode())
         except Exception as problem:
             print("status not written:", problem, flush=True)
@@ -169,8 +175,9 @@ def bring_up(cloud: Cloud) -> None:
     failed = subprocess.call(["systemctl", "is-failed", "-q", "deployctl-agent"]) == 0
     if failed or not os.path.exists(ready):
         current = cloud.read("release/current.json")
-        cloud.release = current["release"]
-        cloud.post()
+        if cloud.release != current["release"]:
+            cloud.release, cloud.said = current["release"], ("", "")
+            cloud.post()
         wheel = f"{STATE}/wheels/{current['sha256'][:12]}/{os.path.basename(current['wheel'])}"
         cloud.download(current["wheel"], wheel, current["sha256"])
     else:
@@ -182,6 +189,7 @@ def bring_up(cloud: Cloud) -> None:
 
 
 def main() -> None:
+    os.sync()  # user-data runs once: what it wrote, this file too, must outlive a power cut
     with open(VM) as file:
         cloud = Cloud(json.load(file))
     pause, moved, since = PAUSES[0], 0, time.monotonic()

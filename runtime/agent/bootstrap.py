@@ -150,8 +150,8 @@ def find_python() -> str:
 
 def find_pip(env: Mapping[str, str]) -> Path:
     """pip's own wheel: the bundle's, else the newest of the index, checked against the index's SHA-256."""
-    if folder := env.get("PIP_FIND_LINKS"):
-        return next(iter(sorted(Path(folder).glob("pip-*.whl"))), Path(folder) / "pip (missing from the bundle)")
+    if "PIP_NO_INDEX" in env:
+        return next(iter(sorted(Path(env["PIP_FIND_LINKS"]).glob("pip-*.whl"))), Path("pip, missing from the bundle"))
     proxy = {scheme: env[f"{scheme}_proxy"] for scheme in ("http", "https") if f"{scheme}_proxy" in env}
     opener = build_opener(ProxyHandler(proxy))
     page = env.get("PIP_INDEX_URL", PYPI).rstrip("/") + "/pip/"
@@ -171,6 +171,8 @@ def newest_pip(page: str) -> tuple[str, str, str]:
     links: list[tuple[str, str, str]] = re.findall(
         r'href="([^"#]*pip-(\d[\d.]*)-py3-none-any\.whl)#sha256=([0-9a-f]{64})', page
     )
+    if not links:
+        raise ValueError("the index lists no pip")
     return max(links, key=lambda found: [int(number) for number in found[1].split(".")])
 
 

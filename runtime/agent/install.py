@@ -29,7 +29,7 @@ ENGINE_UNIT = "deployctl-engine.service"
 # They replace a running GPU driver, after which nvidia-smi says "Driver/library version mismatch" until a reboot.
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.service")
 EC2_METADATA_IPV6 = "fd00:ec2::254"
-_HELD = re.compile(r"(nvidia|libnvidia|cuda-drivers|libcuda|linux-(image|headers|modules|generic|aws|cloud))\b.*")
+_HELD = re.compile(r"(nvidia|libnvidia|cuda-drivers|libcuda\d*|linux-(image|headers|modules|generic|aws|cloud))\b.*")
 
 Call = Callable[[tuple[str, ...]], str]
 """Runs a command and returns its output; raises InstallError when it fails."""
@@ -57,39 +57,40 @@ def install_agent(root: Path = Path("/"), call: Call | None = None) -> None:
     stop_upgrades(call)
     call(("systemctl", "daemon-reload"))
     call(("systemctl", "enable", AGENT_UNIT))
-    forget_failures(call, AGENT_UNIT)
+    attempt(call, "systemctl", "reset-failed", AGENT_UNIT)  # else systemd does not start what it has given up
     call(("systemctl", "start", AGENT_UNIT))
 
 
 def open_port(port: int, root: Path = Path("/"), call: Call | None = None) -> bool:
     """Socket, server and engine as this version wants them, and the socket listens on `port` of every address.
 
-    True: the units have changed or the socket was opened, so that a server that runs must start again. When the port
-    changes, the server has been stopped. Raises InstallError.
+    True: something has changed, so that a server that runs must start again; when the socket has changed, both have
+    been stopped. May be cut off anywhere and repeated. Raises InstallError.
     """
     call = call or run_command
-    changed = [
-        place(root, UNIT_DIR / unit, render(f"{unit}.j2", port)) for unit in (SOCKET_UNIT, SERVER_UNIT, ENGINE_UNIT)
-    ]
-    if any(changed):
-        call(("systemctl", "daemon-reload"))
-    if changed[0]:
-        call(("systemctl", "stop", SERVER_UNIT, SOCKET_UNIT))
-        forget_failures(call, SERVER_UNIT, SOCKET_UNIT)
+    socket = render(f"{SOCKET_UNIT}.j2", port)
+    moved = differs(root, UNIT_DIR / SOCKET_UNIT, socket)
+    if moved:  # before the file: whoever comes after a cut finds them stopped, or the old file
+        attempt(call, "systemctl", "stop", SERVER_UNIT, SOCKET_UNIT)
+        place(root, UNIT_DIR / SOCKET_UNIT, socket)
+    changed = [place(root, UNIT_DIR / unit, render(f"{unit}.j2")) for unit in (SERVER_UNIT, ENGINE_UNIT)]
+    call(("systemctl", "daemon-reload"))
+    attempt(call, "systemctl", "reset-failed", SOCKET_UNIT)
     call(("systemctl", "start", SOCKET_UNIT))
-    return any(changed)
+    return moved or any(changed)
 
 
-def forget_failures(call: Call, *units: str) -> None:
-    """systemd does not start again what it has given up, unless it is told to forget."""
-    for unit in units:
-        with contextlib.suppress(InstallError):  # a unit that is not loaded has nothing to forget
-            call(("systemctl", "reset-failed", unit))
+def attempt(call: Call, *argv: str) -> None:
+    """For what systemd refuses when there is nothing to do, as `stop` of a unit that it has not loaded."""
+    with contextlib.suppress(InstallError):
+        call(argv)
 
 
 def stop_upgrades(call: Call) -> None:
     """No upgrade by itself, of driver and kernel not even one by hand without `apt-mark unhold`."""
-    call(("systemctl", "mask", "--now", *MASKED))
+    for unit in MASKED:
+        attempt(call, "systemctl", "stop", unit)  # first: a timer that is masked while it waits counts as failed
+    call(("systemctl", "mask", *MASKED))
     if shutil.which("dpkg-query") is None:
         return
     held = packages_to_hold(call(("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}${Package}\n")))
@@ -127,10 +128,16 @@ def render(template: str, port: int = 0) -> str:
     )
 
 
+def differs(root: Path, path: Path, text: str) -> bool:
+    """True when `path` below `root` is missing or holds something else."""
+    target = root / path.relative_to("/")
+    return not target.exists() or target.read_text() != text
+
+
 def place(root: Path, path: Path, text: str) -> bool:
     """Writes `path` below `root`, mode 0644. True when its content has changed."""
     target = root / path.relative_to("/")
-    if target.exists() and target.read_text() == text:
+    if not differs(root, path, text):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.new")

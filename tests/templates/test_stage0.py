@@ -295,6 +295,22 @@ def test_a_failure_of_the_second_half_is_told_with_its_own_words(aws: Machine) -
     assert process.wait(WAIT_S) == 0
 
 
+def test_an_error_stays_while_the_same_is_tried_again(aws: Machine) -> None:
+    aws.release(wheel_of(REFUSING))
+    aws.start()
+    first = aws.wait_for_error()
+    seen = [first]
+
+    def look() -> bool | None:
+        if (found := aws.status()) is None or found.updated_at == first.updated_at:
+            return None
+        seen.append(found)
+        return True
+
+    aws.wait_for("another attempt", look)
+    assert {status.error for status in seen} == {"pip install: no such package"}
+
+
 def test_what_may_heal_by_itself_is_an_error_only_after_a_while(aws: Machine) -> None:
     aws.store.faults.busy = 3
     aws.release(wheel_of(BOOTSTRAP))
