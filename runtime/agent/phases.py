@@ -62,16 +62,16 @@ def check_driver(deployment: Deployment) -> None:
     """On `cuda`: the NVIDIA driver answers, is new enough, and shows enough GPUs. Raises PhaseError."""
     if deployment.engine.device != "cuda":
         return
+    check_gpus(list_gpus(), deployment.engine.tensor_parallel, cuda_build())
+
+
+def list_gpus() -> str:
+    """One `driver_version, name` line per GPU. Raises PhaseError when no driver is there or it does not answer."""
     if shutil.which("nvidia-smi") is None:
         raise PhaseError(
             "nvidia-smi is not there: no NVIDIA driver is installed",
             "install the driver (Debian, Ubuntu: apt install nvidia-driver-580-server), or choose device cpu",
         )
-    check_gpus(list_gpus(), deployment.engine.tensor_parallel, cuda_build())
-
-
-def list_gpus() -> str:
-    """One `driver_version, name` line per GPU. Raises PhaseError when the driver does not answer."""
     argv = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         answer = subprocess.run(argv, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
