@@ -43,7 +43,11 @@ def make_address(
     after = pulumi.ResourceOptions(parent=parent, depends_on=list(network.ways))
     address = aws.ec2.Eip(f"{spec.name}-machine", domain="vpc", opts=after)
     aws.ec2.EipAssociation(
-        f"{spec.name}-machine", allocation_id=address.id, network_interface_id=interface.id, opts=after
+        f"{spec.name}-machine",
+        allocation_id=address.id,
+        network_interface_id=interface.id,
+        # An address belongs to one interface: it leaves the old one before it goes to the new one.
+        opts=pulumi.ResourceOptions(parent=parent, delete_before_replace=True),
     )
     return address.public_ip
 
@@ -87,8 +91,10 @@ def make_instance(
     parent: pulumi.Resource,
 ) -> aws.ec2.Instance:
     """Image, user-data and SSH key are those of the first boot: a machine that exists is not replaced because a newer
-    image came out, and changed user-data would not run again."""
+    image came out, and changed user-data would not run again. So is the size of its disk, unless the user has set one:
+    the plan of a smaller model must not try to shrink it."""
     spec, image = args.spec, args.preflight.image
+    pinned = ["ami", "user_data", "key_name", *([] if spec.disk_gib else ["root_block_device"])]
     key = aws.ec2.KeyPair(
         f"{spec.name}-machine",
         key_name=resource_name(spec.name, "key"),
@@ -116,7 +122,7 @@ def make_instance(
         opts=pulumi.ResourceOptions(
             parent=parent,
             depends_on=[*before, *(disk.made if disk else ())],
-            ignore_changes=["ami", "user_data", "key_name"],
+            ignore_changes=pinned,
             delete_before_replace=True,
         ),
     )

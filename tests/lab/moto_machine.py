@@ -45,6 +45,7 @@ def _make_instance(clients: Clients, inputs: Properties) -> Created:
     }
     market = inputs.get("instanceMarketOptions")
     interface = inputs["primaryNetworkInterface"]["networkInterfaceId"]
+    found = clients.ec2.describe_network_interfaces(NetworkInterfaceIds=[interface])["NetworkInterfaces"][0]
     made = clients.ec2.run_instances(
         **given(
             MinCount=1,
@@ -53,6 +54,7 @@ def _make_instance(clients: Clients, inputs: Properties) -> Created:
             InstanceType=inputs["instanceType"],
             KeyName=inputs["keyName"],
             IamInstanceProfile={"Name": inputs["iamInstanceProfile"]},
+            Placement={"AvailabilityZone": found["AvailabilityZone"]},  # AWS takes it from the interface itself
             NetworkInterfaces=[{"DeviceIndex": 0, "NetworkInterfaceId": interface}],
             BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": disk}],
             MetadataOptions={
@@ -77,10 +79,13 @@ def _make_instance(clients: Clients, inputs: Properties) -> Created:
 
 
 def _change_instance(clients: Clients, id: str, inputs: Properties) -> Properties:
-    """AWS changes the type of a stopped machine in place."""
+    """AWS changes the type of a stopped machine in place, and lets the disk of a running one grow."""
     clients.ec2.stop_instances(InstanceIds=[id])
     clients.ec2.modify_instance_attribute(InstanceId=id, InstanceType={"Value": inputs["instanceType"]})
     clients.ec2.start_instances(InstanceIds=[id])
+    for disk in clients.ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [id]}])["Volumes"]:
+        if disk["Size"] != inputs["rootBlockDevice"]["volumeSize"] and disk["Attachments"][0]["Device"] == "/dev/sda1":
+            clients.ec2.modify_volume(VolumeId=disk["VolumeId"], Size=inputs["rootBlockDevice"]["volumeSize"])
     return {}
 
 

@@ -16,6 +16,7 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,8 @@ def args_class(token: str) -> type:
         # Where a nested type has taken the plain name, the SDK's generator calls the resource's own class InitArgs.
         for suffix in ("InitArgs", "Args"):
             try:
-                found: type = getattr(importlib.import_module(path), name + suffix)
+                with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                    found: type = getattr(importlib.import_module(path), name + suffix)
             except (ImportError, AttributeError):
                 continue
             return found
