@@ -6,12 +6,13 @@ command on standard input, never in its arguments. Importing this module imports
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from provision.errors import CloudError, LockedError, MissingPartError, NotFound
 from provision.preflight import read_candidates
 from provision.pulumi_command import INSTALL_PAGE, Command
 from provision.stack_settings import Placement
+from runtime.mailbox import write_atomic
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -211,9 +213,22 @@ class CloudStack:
         return Result(_counts(done.summary.resource_changes or {}))
 
     def forget_resource(self, urn: str) -> None:
-        """Takes one resource out of the state; it stays in the cloud."""
-        args = ["state", "delete", urn, "--yes", "--force", "--stack", self._stack.name]
+        """Takes one resource, and what depends on it, out of the state; all of it stays in the cloud."""
+        args = ["state", "delete", urn, "--yes", "--target-dependents", "--stack", self._stack.name]
         _explained(f"{urn} cannot be taken out of the state", lambda: self.project.run(args))
+
+    @contextlib.contextmanager
+    def keeping_config(self) -> Iterator[None]:
+        """Whatever is written meanwhile, the config is what it was afterwards."""
+        path = self.project.folder / f"Pulumi.{self.name}.yaml"
+        before = path.read_bytes() if path.exists() else None
+        try:
+            yield
+        finally:
+            if before is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomic(path, before)
 
     def delete(self) -> None:
         """Deletes an empty stack and its config."""

@@ -19,13 +19,14 @@ import msgspec
 from provision.automation import CloudStack, Report, Result
 from provision.config import resolve
 from provision.errors import CloudError, FailedError, NotRunningError
-from provision.local import judge
 from provision.logs import parse_lines
 from provision.planning import MIN_LEN
 from provision.spec import DeploymentSpec
-from provision.stack_settings import PROJECT, StackSettings, split_config
-from provision.sweep import Sweep, find_leftovers
+from provision.stack_settings import PROJECT, WEIGHTS_DISK, StackSettings, split_config
+from provision.sweep import Sweep, delete_leftovers, find_leftovers
 from provision.target import Access, LogLine, LogQuery, Observation
+from provision.trust import forget_files
+from provision.waiting import with_status
 from runtime.bucket import BucketError, open_bucket
 from runtime.deployment import Deployment, decode_deployment
 from runtime.mailbox import (
@@ -44,7 +45,9 @@ from runtime.mailbox import (
 from runtime.vm import Provider
 
 T = TypeVar("T")
-DESTROY_PATIENCE_S = 300.0  # a cloud goes on deleting after it has said yes
+PATIENCE_S = 300.0  # a cloud goes on deleting after it has said yes
+SWEEPS = 3  # what a leftover holds can be deleted only after it
+DISKS = ("aws:ebs/volume:Volume", "alicloud:ecs/ecsDisk:EcsDisk")
 FOLLOW_S = 3.0  # between two looks at the logs in the mailbox
 WAIT = f"{PROJECT}:wait"
 
@@ -110,10 +113,10 @@ class CloudTarget:
 
     def forget(self) -> None:
         """What was read is read anew from now on."""
-        self.__dict__.pop("config", None)
-        self.__dict__.pop("exports", None)
+        for name in ("config", "exports", "mailbox"):
+            self.__dict__.pop(name, None)
 
-    @property
+    @functools.cached_property
     def mailbox(self) -> BucketMailbox:
         """Raises NotRunningError before the bucket exists, BucketError."""
         exports, spec = self.exports, self.spec()
@@ -217,43 +220,48 @@ class CloudTarget:
         return sorted(found, key=lambda line: line.at or 0.0)
 
     def remove(self, report: Report, *, keep_disk: bool = False) -> CloudRemoval:
-        """Destroys the stack, then asks the cloud itself what is left. May be called again after anything."""
+        """Destroys the stack, then asks the cloud itself what is left, and deletes that too.
+
+        May be called again after anything. With `keep_disk` the disk of weights stays, and the stack remembers it.
+        """
         spec = self.spec()
-        resources = self.stack.resources()
-        result = self.stack.destroy() if resources else Result({})
-        region = (spec.region if spec else None) or self.exports.region
-        if spec is None or region is None:
+        if spec is None or spec.region is None:
             raise CloudError(
                 f"nobody knows on which cloud and in which region {self.name} was",
                 why="its stack holds no config",
                 next_command=f"deployctl down {self.name} --cloud aws --region us-east-1",
             )
-        sweep = find_leftovers(
-            spec.cloud, region, self.name, keep_weights=keep_disk, patience_s=DESTROY_PATIENCE_S if resources else 0.0
-        )
-        if not keep_disk:
+        kept = self._keep_disk() if keep_disk else None
+        done = self.stack.destroy() if self.stack.resources() else Result({})
+        sweep = sweep_away(spec.cloud, spec.region, self.name, report, keep_disk=keep_disk)
+        if kept is None and self.settings.weights_disk is None:
             self.stack.delete()
-        return CloudRemoval(self.name, result.changes.get("delete", 0), sweep)
+        forget_files(self.name)
+        return CloudRemoval(self.name, done.changes.get("delete", 0), sweep)
+
+    def _keep_disk(self) -> str | None:
+        """Takes the disk of weights out of the stack and into its config; the next `up` attaches it again."""
+        for item in self.stack.resources():
+            if item["type"] in DISKS and str(item["urn"]).endswith("-weights"):
+                self.stack.set_config({WEIGHTS_DISK: item["id"]}, secret={})
+                self.stack.forget_resource(item["urn"])
+                self.forget()
+                return str(item["id"])
+        return None
 
 
-def with_status(seen: Observation, status: Status | None) -> Observation:
-    """The observation with what the machine says about itself."""
-    seen = dataclasses.replace(seen, life=judge(seen.wanted_release, status, alive=True))
-    if status is None:
-        return seen
-    known = status.release == seen.wanted_release or status.error is not None
-    seen = dataclasses.replace(seen, release=status.release, updated_at=status.updated_at)
-    if not known:
-        return seen
-    return dataclasses.replace(
-        seen,
-        phase=status.phase,
-        percent=status.percent,
-        bytes=status.bytes,
-        eta_s=status.eta_s,
-        error=status.error,
-        hint=status.hint,
-    )
+def sweep_away(cloud: str, region: str, name: str, report: Report, *, keep_disk: bool = False) -> Sweep:
+    """Deletes what still carries the deployment's name, and says what could not be deleted. Needs no state."""
+    sweep = find_leftovers(cloud, region, name, keep_weights=keep_disk, patience_s=PATIENCE_S)
+    for _ in range(SWEEPS):
+        if not sweep.found:
+            break
+        for item in sweep.found:
+            report(f"  left over: {item}; it is deleted now")
+        for what, why in delete_leftovers(sweep).items():
+            report(f"  {what} stays: {why}")
+        sweep = find_leftovers(cloud, region, name, keep_weights=keep_disk, patience_s=PATIENCE_S)
+    return sweep
 
 
 def log_unit(key: str) -> str:

@@ -53,7 +53,7 @@ def prove_reach(
     host, port = address_of(access.base_url)
     refused = connect(host, port)
     if refused is None:
-        asked = (_tls(access, host, port), _completion(access, complete), _refusal(access))
+        asked: tuple[Check, ...] = (_tls(access, host, port), _completion(access, complete), _refusal(access))
     else:
         asked = tuple(
             Check(question, "unknown", "no connection from here")

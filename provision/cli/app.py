@@ -23,6 +23,7 @@ class CommandEntry:
 
 COMMANDS: dict[str, CommandEntry] = {
     "up": CommandEntry("provision.cli.up", "Plan, start and prove a deployment; prints its endpoint and key."),
+    "preview": CommandEntry("provision.cli.preview", "Show what `up` would do on a cloud; buys nothing."),
     "status": CommandEntry("provision.cli.status", "Show phase, release, model, endpoint and processes."),
     "endpoint": CommandEntry("provision.cli.endpoint", "Print the endpoint; --env prints lines to eval."),
     "chat": CommandEntry("provision.cli.chat", "Talk to the model in the terminal."),
@@ -30,8 +31,10 @@ COMMANDS: dict[str, CommandEntry] = {
     "redeploy": CommandEntry("provision.cli.redeploy", "Change parameters or model; the port stays open."),
     "down": CommandEntry("provision.cli.down", "Stop a deployment and prove that nothing is left."),
     "ps": CommandEntry("provision.cli.ps", "List all deployments with phase, endpoint, age and price."),
+    "wait": CommandEntry("provision.cli.wait", "Wait until a cloud deployment answers; used by the Pulumi program."),
     "plan": CommandEntry("provision.cli.plan", "Show what fits and what it costs; starts nothing."),
-    "config": CommandEntry("provision.cli.config", "Show where each value comes from; print the JSON Schema."),
+    "permissions": CommandEntry("provision.cli.permissions", "Print the smallest IAM or RAM policy for a spec."),
+    "config": CommandEntry("provision.cli.config", "Show where values come from; the JSON Schema; Pulumi's settings."),
     "version": CommandEntry("provision.cli.version", "Print the versions of deployctl and its parts."),
 }
 

@@ -38,7 +38,7 @@ def chat(
     interactive = prompt is None and sys.stdin.isatty()
     if interactive and json:
         raise UsageError("--json needs a prompt", next_command='deployctl chat --json "Hello!"')
-    with OpenAIClient(access.base_url, access.api_key) as client:
+    with OpenAIClient(access.base_url, access.api_key, access.certificate) as client:
         talk = Conversation(client, access.model, system, temperature, max_tokens)
         if interactive:
             hold_conversation(talk)

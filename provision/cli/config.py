@@ -1,4 +1,4 @@
-"""`deployctl config show` and `deployctl config schema`."""
+"""`deployctl config show`, `deployctl config schema` and `deployctl config pulumi`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Show where each value of the spec comes from; print its JSON Schema.",
+    help="Show where each value of the spec comes from; print its JSON Schema, and the settings of Pulumi.",
 )
 
 AllFlag = Annotated[bool, typer.Option("--all", "-a", help="Defaults too, not only what was set.")]
@@ -50,6 +50,21 @@ def schema(json: JsonFlag = False) -> None:
     from provision.spec import json_schema
 
     emit_json(json_schema())
+
+
+@app.command()
+def pulumi(json: JsonFlag = False) -> None:
+    """Print lines to eval, after which a plain `pulumi` works on the same stacks as deployctl."""
+    import os
+
+    from provision.backend import choose_backend, prepare, shell_lines
+
+    backend = choose_backend(os.environ)
+    folder = prepare(backend)
+    if json:
+        emit_json({"folder": str(folder), "variables": dict(backend.variables)})
+    else:
+        emit(shell_lines(backend))
 
 
 def _as_json(resolved: Resolved) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 
+from provision.cli.ask import confirm
 from provision.cli.output import console, emit, emit_json, say
 from provision.cli.plan import plan_for, refusal
 from provision.cli.plan_view import plan_table
@@ -13,7 +13,6 @@ from provision.cli.present import PROOF_PROMPT
 from provision.client import Completion, Message, OpenAIClient
 from provision.config import resolve
 from provision.errors import (
-    DeclinedError,
     EndpointError,
     NotRunningError,
     NotYetError,
@@ -80,26 +79,6 @@ def plan_command(spec: DeploymentSpec) -> str:
         words.insert(1, f"--cloud {spec.cloud}")
     words += [f"--instance-type {name}" for name in spec.instance_type]
     return " ".join(words)
-
-
-def confirm(question: str, *, yes: bool, command: str) -> None:
-    """Returns when the user agrees. Raises DeclinedError, or UsageError where nobody can be asked."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "there is no terminal to ask for confirmation",
-            why="standard input is not a terminal",
-            next_command=f"{command} --yes",
-        )
-    sys.stderr.write(f"{question} [Y/n] ")
-    sys.stderr.flush()
-    try:
-        answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        raise StoppedError("stopped by Ctrl-C", why="nothing was started or changed") from None
-    if answer.strip().lower() not in ("", "y", "yes") or not answer:
-        raise DeclinedError("stopped: the answer was no", why="nothing was started or changed")
 
 
 def start(target: LocalTarget, spec: DeploymentSpec, *, yes: bool) -> str:
@@ -198,7 +177,7 @@ def wait_ready(target: LocalTarget, release: str) -> Observation:
 
 def prove(access: Access) -> Completion:
     """One real completion with the key through the public route. Raises EndpointError."""
-    with OpenAIClient(access.base_url, access.api_key) as client:
+    with OpenAIClient(access.base_url, access.api_key, access.certificate) as client:
         if access.max_model_len < CHAT_PROOF_LEN:
             answer = client.continue_text(access.model, PROOF_PROMPT, max_tokens=4)
         else:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from provision.cli.names import NameArgument, NameOption, one_name
 from provision.cli.output import JsonFlag, emit, emit_json, say
-from provision.errors import LeftoverError, LockedError, UsageError
+from provision.errors import CloudError, LeftoverError, LockedError, NotFoundError, UsageError
 from provision.local import LocalTarget
-from provision.state import LocalState, choose_state, interrupt_holder, list_states, locked, this_command
+from provision.state import LocalState, choose_state, interrupt_holder, list_states, locked, open_state, this_command
 from provision.target import Removal
+
+if TYPE_CHECKING:
+    from provision.cloud import CloudRemoval
 
 app = typer.Typer(add_completion=False)
 HOLDER_TIMEOUT_S = 10.0
@@ -24,42 +28,94 @@ def down(
     name_option: NameOption = None,
     all_: Annotated[bool, typer.Option("--all", help="All deployments.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Accepted for scripts; down never asks.")] = False,
+    keep_disk: Annotated[bool, typer.Option("--keep-disk", help="Keep a cloud's disk of weights; it bills.")] = False,
+    cloud: Annotated[
+        str | None, typer.Option(help="aws or alicloud: where to look when its state is lost.", show_default=False)
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="The region to look in, with --cloud.", show_default=False)] = None,
     json: JsonFlag = False,
 ) -> None:
     """Stop a deployment, delete its state and prove that nothing is left.
 
-    Works on a damaged or half-made deployment too, and while `up` still runs (which it ends). Models stay in the cache.
+    Works on a damaged or half-made deployment too, and while `up` still runs (which it ends). Models stay in the
+    cache. On a cloud everything is deleted, then the cloud itself is asked what still bears the deployment's name.
     """
     chosen = one_name(name, name_option)
     if all_ and chosen is not None:
         raise UsageError(f"both --all and {chosen} are given", why="name one or take all")
-    if chosen is None and (all_ or not list_states()):
-        removals = [remove(state) for state in list_states()]
-    else:
-        removals = [remove(choose_down(chosen))]
+    if (cloud is None) != (region is None):
+        raise UsageError("--cloud and --region go together", next_command="deployctl down NAME --cloud aws --region …")
+    removals = [*find_and_remove(chosen, all_=all_, cloud=cloud, region=region, keep_disk=keep_disk)]
     if json:
-        emit_json([dataclasses.asdict(removal) | {"clean": removal.is_clean} for removal in removals])
+        emit_json([as_json(removal) for removal in removals])
     elif not removals:
         emit("nothing is deployed: 0 processes, $0.00/h")
     else:
         for removal in removals:
-            emit(describe(removal))
+            emit(describe(removal) if isinstance(removal, Removal) else describe_cloud(removal))
     for removal in removals:
         if not removal.is_clean:
-            raise leftover(removal)
+            raise leftover(removal) if isinstance(removal, Removal) else cloud_leftover(removal)
 
 
-def choose_down(name: str | None) -> LocalState:
-    """Like every command, but a deployment that is gone already is no error: down is safe to repeat."""
-    from provision.state import open_state
+def find_and_remove(
+    name: str | None, *, all_: bool, cloud: str | None, region: str | None, keep_disk: bool
+) -> Iterator[Removal | CloudRemoval]:
+    """Removes what was named, the only one, or all; one by one, so that a Ctrl-C leaves the rest alone."""
+    from provision.cli import clouds
 
-    return choose_state(None) if name is None else open_state(name)
+    if cloud is not None and region is not None:
+        if name is None:
+            raise UsageError(
+                "--cloud and --region need the name", next_command="deployctl down NAME --cloud … --region …"
+            )
+        yield remove_from_cloud(name, cloud, region, keep_disk=keep_disk)
+        return
+    states = list_states()
+    if name is not None:
+        target = None if open_state(name).exists() else clouds.find_cloud_target(name)
+        yield remove(open_state(name)) if target is None else target.remove(say, keep_disk=keep_disk)
+        return
+    if all_:
+        yield from (remove(state) for state in states)
+        targets, problems = clouds.cloud_targets()
+        yield from (target.remove(say, keep_disk=keep_disk) for target in targets)
+        if problems:
+            raise CloudError("not every deployment could be asked", why="\n".join(problems))
+        return
+    if states:
+        yield remove(choose_state(None))
+        return
+    names = clouds.cloud_names()
+    if len(names) > 1:
+        raise NotFoundError(
+            "there are several deployments and none was named",
+            why=", ".join(names),
+            next_command=f"deployctl down {names[0]}, or deployctl down --all",
+        )
+    if names and (only := clouds.find_cloud_target(names[0])) is not None:
+        yield only.remove(say, keep_disk=keep_disk)
+
+
+def remove_from_cloud(name: str, cloud: str, region: str, *, keep_disk: bool) -> CloudRemoval:
+    """With the stack where there is one, else by name and tags alone."""
+    from provision.cli import clouds
+
+    target = clouds.find_cloud_target(name)
+    known = target.spec() if target else None
+    if target is not None and known is not None and (known.cloud, known.region) == (cloud, region):
+        return target.remove(say, keep_disk=keep_disk)
+    from provision.cloud import CloudRemoval, sweep_away
+
+    say(f"there is no stack of {name} in {region}; the cloud itself is asked")
+    return CloudRemoval(name, 0, sweep_away(cloud, region, name, say, keep_disk=keep_disk))
 
 
 def remove(state: LocalState) -> Removal:
     """Ends whatever works on the deployment, then the deployment."""
     if not state.root.exists():
-        say(f"there is no deployment called {state.name}; looked for what may be left of one")
+        say(f"there is no deployment called {state.name}; looked for what may be left of one on this machine")
+        say(f"if it was on a cloud: deployctl down {state.name} --cloud aws --region us-east-1")
     if state.root.is_symlink() or (state.root.exists() and not state.root.is_dir()):
         return LocalTarget(state).remove()
     for _ in range(3):
@@ -72,6 +128,32 @@ def remove(state: LocalState) -> Removal:
         except LockedError as error:
             refused = error
     raise refused
+
+
+def as_json(removal: Removal | CloudRemoval) -> dict[str, object]:
+    found = dataclasses.asdict(removal) | {"clean": removal.is_clean}
+    if not isinstance(removal, Removal):
+        found |= {"resources_left": len(removal.sweep.found), "usd_per_hour": removal.sweep.usd_per_hour}
+    return found
+
+
+def describe_cloud(removal: CloudRemoval) -> str:
+    """The proof in words: what was deleted, and the cloud's own answer."""
+    from provision.sweep import describe as describe_sweep
+
+    deleted = f"deleted {removal.deleted} resources\n" if removal.deleted else ""
+    return f"{deleted}{removal.name}: {describe_sweep(removal.sweep)}"
+
+
+def cloud_leftover(removal: CloudRemoval) -> LeftoverError:
+    sweep = removal.sweep
+    reasons = [f"still there: {item}" for item in sweep.found]
+    reasons += [f"unknown: {item.kind} ({item.reason})" for item in sweep.unknown]
+    return LeftoverError(
+        f"it is not proven that nothing of {removal.name} is left",
+        why="\n".join(reasons),
+        next_command=f"deployctl down {removal.name} --cloud {sweep.cloud} --region {sweep.region}",
+    )
 
 
 def describe(removal: Removal) -> str:

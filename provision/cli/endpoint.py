@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -25,20 +26,35 @@ def endpoint(
 
     --env prints lines for the shell, so that any OpenAI client finds the endpoint.
     """
-    access = find_target(name, name_option).access()
+    target = find_target(name, name_option)
+    access = target.access()
     if json:
         emit_json(dataclasses.asdict(access))
     elif env:
-        emit(env_lines(access))
+        emit(env_lines(access, trust_variables(target.name, access.certificate)))
     else:
         emit(f"base URL  {access.base_url}\nAPI key   {access.api_key}\nmodel     {access.model}")
+        if access.certificate is not None:
+            emit(f"trust     {trust_variables(target.name, access.certificate)['NODE_EXTRA_CA_CERTS']}")
 
 
-def env_lines(access: Access) -> str:
+def trust_variables(name: str, certificate: str | None) -> dict[str, str]:
+    """What makes Python, curl and Node.js trust the endpoint beside all others; writes the files that it names."""
+    if certificate is None:
+        return {}
+    from provision.trust import bundle_file, pin_file
+
+    bundle = str(bundle_file(name, certificate))
+    known = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"), bundle)
+    return known | {"NODE_EXTRA_CA_CERTS": str(pin_file(name, certificate))}
+
+
+def env_lines(access: Access, trust: Mapping[str, str] | None = None) -> str:
     """Shell lines that set what OpenAI clients read; every value is quoted."""
     values = {
         "OPENAI_BASE_URL": access.base_url,
         "OPENAI_API_KEY": access.api_key,
         "OPENAI_MODEL": access.model,
+        **(trust or {}),
     }
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())

@@ -27,15 +27,16 @@ def logs(
     server: Annotated[bool, typer.Option("--server", help="The server's lines.")] = False,
     agent: Annotated[bool, typer.Option("--agent", help="The agent's lines.")] = False,
     supervisor: Annotated[bool, typer.Option("--supervisor", help="The supervisor's lines.")] = False,
+    boot: Annotated[bool, typer.Option("--boot", help="A cloud machine's first start.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Show the logs of engine, server, agent and supervisor, merged by time.
+    """Show the logs of engine, server, agent and supervisor, merged by time; of a cloud machine, its boot's too.
 
     With --json each line is one JSON object: {"unit", "at", "text"}.
     """
     from provision.logs import parse_age
 
-    wanted = {"engine": engine, "server": server, "agent": agent, "supervisor": supervisor}
+    wanted = {"engine": engine, "server": server, "agent": agent, "supervisor": supervisor, "boot": boot}
     units = tuple(unit for unit, chosen in wanted.items() if chosen)
     query = LogQuery(units, None if since is None else parse_age(since), follow)
     target = find_target(name, name_option)

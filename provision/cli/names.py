@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from provision.errors import UsageError
+from provision.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from provision.local import LocalTarget
+    from provision.target import Deployed
 
 
 def complete_name(incomplete: str) -> list[str]:
@@ -41,9 +42,36 @@ def one_name(argument: str | None, option: str | None) -> str | None:
     return argument if argument is not None else option
 
 
-def find_target(argument: str | None, option: str | None) -> LocalTarget:
-    """The deployment that was named, or the only one. Raises NotFoundError, UsageError."""
-    from provision.local import LocalTarget
-    from provision.state import choose_state
+def find_target(argument: str | None, option: str | None) -> Deployed:
+    """The deployment that was named, wherever it lives, or the only one: on this machine first, then on clouds.
 
-    return LocalTarget(choose_state(one_name(argument, option)))
+    Raises NotFoundError, UsageError, CloudError.
+    """
+    from provision.local import LocalTarget
+    from provision.state import choose_state, list_states, open_state
+
+    name = one_name(argument, option)
+    if list_states() if name is None else open_state(name).exists():
+        return LocalTarget(choose_state(name))
+    from provision.cli.clouds import cloud_names, find_cloud_target
+
+    if name is None:
+        names = cloud_names()
+        if len(names) > 1:
+            raise NotFoundError(
+                "there are several deployments and none was named",
+                why=", ".join(names),
+                next_command=f"the same command with --name {names[0]}",
+            )
+        name = names[0] if names else None
+    found = find_cloud_target(name) if name else None
+    return found if found is not None else LocalTarget(choose_state(name))
+
+
+def find_local_target(name: str) -> LocalTarget | None:
+    """The deployment of this name on this machine; None where there is none. Raises UsageError."""
+    from provision.local import LocalTarget
+    from provision.state import open_state
+
+    state = open_state(name)
+    return LocalTarget(state) if state.exists() else None

@@ -6,12 +6,13 @@ import dataclasses
 
 import typer
 
-from provision.cli.output import JsonFlag, emit, emit_json
-from provision.errors import StateError
+from provision.cli.clouds import cloud_targets
+from provision.cli.output import JsonFlag, emit, emit_json, say
+from provision.errors import DeployctlError
 from provision.local import LocalTarget
 from provision.progress import format_seconds, progress_text
 from provision.state import list_states
-from provision.target import Observation
+from provision.target import Deployed, Observation
 
 app = typer.Typer(add_completion=False)
 COLUMNS = ("NAME", "TARGET", "STATE", "MODEL", "ENDPOINT", "AGE", "PRICE")
@@ -19,20 +20,24 @@ COLUMNS = ("NAME", "TARGET", "STATE", "MODEL", "ENDPOINT", "AGE", "PRICE")
 
 @app.command()
 def ps(json: JsonFlag = False) -> None:
-    """List all deployments of this user with state, endpoint, age and price."""
-    seen = [look(LocalTarget(state)) for state in list_states()]
+    """List all deployments of this user, on this machine and on clouds, with state, endpoint, age and price."""
+    on_clouds, problems = cloud_targets()
+    seen = [*(look(LocalTarget(state)) for state in list_states()), *(look(target) for target in on_clouds)]
+    for problem in problems:
+        say(f"not known: {problem}")
     if json:
         emit_json([dataclasses.asdict(item) for item in seen])
         return
     emit(table([COLUMNS, *(row(item) for item in seen)]))
 
 
-def look(target: LocalTarget) -> Observation:
+def look(target: Deployed) -> Observation:
     """One observation; a damaged deployment is listed with its error and hides no other."""
     try:
         return target.observe()
-    except StateError as error:
-        return Observation(target.name, "local", "failed", error=str(error), hint=error.next_command)
+    except DeployctlError as error:
+        where = "local" if isinstance(target, LocalTarget) else "cloud"
+        return Observation(target.name, where, "failed", error=str(error), hint=error.next_command)
 
 
 def row(seen: Observation) -> tuple[str, ...]:

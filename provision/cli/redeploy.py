@@ -12,10 +12,11 @@ from provision.cli.names import NameArgument, find_target, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
 from provision.errors import NotRunningError
+from provision.local import LocalTarget
 
 if TYPE_CHECKING:
-    from provision.local import LocalTarget
     from provision.spec import DeploymentSpec
+    from provision.target import Deployed
 
 app = typer.Typer(add_completion=False)
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -34,7 +35,13 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
     from provision.state import locked, this_command
 
     flagged = given.flags.get("name")
-    target = find_target(one_name(name_argument, flagged if isinstance(flagged, str) else None), None)
+    found = find_target(one_name(name_argument, flagged if isinstance(flagged, str) else None), None)
+    if not isinstance(found, LocalTarget):
+        from provision.cli.cloud_up import up_cloud
+
+        up_cloud(changed_cloud_spec(found, given), yes=yes, json=json, command="redeploy")
+        return
+    target = found
     spec = changed_spec(target, given)
     with locked(target.state, this_command()):
         seen = target.observe()
@@ -51,11 +58,26 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
 
 def changed_spec(target: LocalTarget, given: Given) -> DeploymentSpec:
     """The stored spec with what the file and the flags say laid over it. Raises SpecError, StateError."""
+    return laid_over(dict(target.state.spec_values() or {}), target.name, given)
+
+
+def changed_cloud_spec(target: Deployed, given: Given) -> DeploymentSpec:
+    """The same for a deployment on a cloud. Raises SpecError, NotRunningError."""
+    from provision.cloud import CloudTarget
+    from provision.fields import SECRETS
+
+    stored = target.spec() if isinstance(target, CloudTarget) else None
+    if stored is None:
+        raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
+    secret = {name: value.get_secret_value() for name in SECRETS if (value := getattr(stored, name)) is not None}
+    return laid_over(stored.public_values() | secret, target.name, given)
+
+
+def laid_over(values: dict[str, object], name: str, given: Given) -> DeploymentSpec:
     from provision.config import read_file, resolve
     from provision.render import absolute
 
-    values = dict(target.state.spec_values() or {})
     if given.file is not None:
-        values |= {name: value for name, (value, _line) in read_file(given.file).items()}
+        values |= {key: value for key, (value, _line) in read_file(given.file).items()}
     values |= given.flags
-    return absolute(resolve(values | {"name": target.name}).spec)
+    return absolute(resolve(values | {"name": name}).spec)

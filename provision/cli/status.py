@@ -8,7 +8,8 @@ import typer
 
 from provision.cli.names import NameArgument, NameOption, find_target
 from provision.cli.output import JsonFlag, emit, emit_json
-from provision.errors import FailedError, NotReadyError, NotRunningError
+from provision.cli.present import machine_text, money_text
+from provision.errors import EndpointError, FailedError, NotReadyError, NotRunningError
 from provision.progress import format_seconds, progress_text
 from provision.target import Observation
 
@@ -19,7 +20,7 @@ app = typer.Typer(add_completion=False)
 def status(name: NameArgument = None, name_option: NameOption = None, json: JsonFlag = False) -> None:
     """Show phase, release, model, endpoint and processes of a deployment.
 
-    Exit codes: 0 ready, 9 failed, 10 not running, 11 still starting.
+    Exit codes: 0 ready, 9 failed, 10 not running, 11 still starting, 12 not known.
     """
     seen = find_target(name, name_option).observe()
     if json:
@@ -37,6 +38,8 @@ def exit_code(seen: Observation) -> int:
         return 0
     if seen.life == "starting":
         return NotReadyError.exit_code
+    if seen.life == "unknown":
+        return EndpointError.exit_code
     return FailedError.exit_code if seen.life == "failed" else NotRunningError.exit_code
 
 
@@ -58,7 +61,9 @@ def describe(seen: Observation) -> list[str]:
     for process in seen.processes:
         up = f", up {format_seconds(process.uptime_s)}" if process.uptime_s is not None else ""
         rows.append((process.unit, f"pid {process.pid}{up}"))
-    if seen.price_per_hour is not None:
+    if seen.instance_id is not None:
+        rows += [("machine", machine_text(seen)), ("price", money_text(seen))]
+    elif seen.price_per_hour is not None:
         rows.append(("price", f"${seen.price_per_hour:.2f}/h"))
     if seen.life != "ready":
         rows.append(("next", next_command(seen)))

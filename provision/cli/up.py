@@ -11,6 +11,7 @@ import typer
 from provision.cli.names import NameArgument, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
+from provision.errors import UsageError
 
 if TYPE_CHECKING:
     from provision.spec import DeploymentSpec
@@ -34,8 +35,15 @@ def up(given: Given, name_argument: NameArgument = None, yes: YesFlag = False, j
     from provision.state import locked, open_state, this_command
 
     spec = wanted_spec(given, name_argument)
+    if spec.is_cloud:
+        from provision.cli.cloud_up import up_cloud
+
+        refuse_local_name(spec)
+        up_cloud(spec, yes=yes, json=json)
+        return
     if spec.cloud != "local":
         show_plan(spec)
+    refuse_cloud_name(spec)
     target = LocalTarget(open_state(spec.name))
     with locked(target.state, this_command()):
         seen = target.observe()
@@ -71,8 +79,47 @@ def wanted_spec(given: Given, name: str | None) -> DeploymentSpec:
     flags = {**given.flags, **({"name": chosen} if chosen else {})}
     file = find_file(given.file)
     names = [state.name for state in list_states()]
-    if file is None and set(flags) <= {"name"} and (chosen in names or (chosen is None and names)):
-        stored = choose_state(chosen).spec_values()
-        if stored:
-            return resolve(stored).spec
+    if file is None and set(flags) <= {"name"}:
+        if chosen in names or (chosen is None and names):
+            stored = choose_state(chosen).spec_values()
+            if stored:
+                return resolve(stored).spec
+        elif on_cloud := cloud_spec(chosen):
+            return on_cloud
     return absolute(resolve(flags, file).spec)
+
+
+def cloud_spec(name: str | None) -> DeploymentSpec | None:
+    """What the deployment of this name on a cloud was asked to be, or the only one there is. Raises CloudError."""
+    from provision.cli.clouds import cloud_names, find_cloud_target
+
+    if name is None:
+        names = cloud_names()
+        name = names[0] if len(names) == 1 else None
+    target = find_cloud_target(name) if name else None
+    return target.spec() if target else None
+
+
+def refuse_local_name(spec: DeploymentSpec) -> None:
+    """Raises UsageError: one name means one deployment, wherever it lives."""
+    from provision.cli.names import find_local_target
+
+    if find_local_target(spec.name) is not None:
+        raise UsageError(
+            f"{spec.name} is a deployment on this machine already",
+            next_command=f"deployctl down {spec.name}, or another --name",
+        )
+
+
+def refuse_cloud_name(spec: DeploymentSpec) -> None:
+    """Raises UsageError, as above. Asks Pulumi only for a name that is new on this machine."""
+    from provision.cli.clouds import find_cloud_target
+    from provision.cli.names import find_local_target
+
+    if find_local_target(spec.name) is None and (target := find_cloud_target(spec.name)) is not None:
+        known = target.spec()
+        raise UsageError(
+            f"{spec.name} is a deployment on {known.cloud if known else 'a cloud'} already",
+            why="the options of this command say cloud: local",
+            next_command=f"deployctl redeploy {spec.name} with the options to change, or another --name",
+        )

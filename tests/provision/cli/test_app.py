@@ -108,11 +108,20 @@ def test_a_folder_that_cannot_be_written_is_an_expected_error(home: Path) -> Non
     assert done.returncode == errors.StateError.exit_code
 
 
-def test_a_cloud_is_planned_and_then_refused_with_the_plan_as_next_command() -> None:
+def test_a_cloud_is_planned_before_anything_else_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here: whether the pulumi command may be downloaded, which nobody can be asked without a terminal."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     done = deployctl("up", "--cloud", "aws", "--instance-type", "g6.xlarge", "--model", "Qwen/Qwen2.5-7B-Instruct")
-    assert done.returncode == errors.NotYetError.exit_code
-    assert "fits" in done.stderr
-    assert "next: deployctl plan --cloud aws" in done.stderr
+    assert done.returncode == errors.UsageError.exit_code
+    assert "$0.8" in done.stderr
+    assert done.stderr.index("fits") < done.stderr.index("its command is not on this machine")
+    assert "next: deployctl up --cloud aws --yes" in done.stderr
+
+
+def test_preview_is_for_clouds() -> None:
+    done = deployctl("preview", "--model", "demo")
+    assert done.returncode == errors.UsageError.exit_code
+    assert "deployctl plan" in done.stderr
 
 
 def test_version_is_json_with_json() -> None:

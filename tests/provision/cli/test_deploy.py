@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from provision.cli.deploy import change, confirm, differences
+from provision.cli.ask import confirm
+from provision.cli.deploy import change, differences
 from provision.cli.redeploy import changed_spec
 from provision.cli.spec_flags import Given
 from provision.cli.up import wanted_spec
