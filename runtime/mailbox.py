@@ -7,6 +7,8 @@ On a cloud it is a bucket; on `local` and `host` a folder with the same layout:
     release/<id>/*.whl               the wheel of this release (clouds and hosts)    user writes, machine reads
     release/life.json                Life: when the machine ends by itself           user writes, machine reads
     release/keys.json                [ApiKey]                                        user writes, machine reads
+    bundle/wheels/index.json         {file name: SHA-256} (egress: bundle)           user writes, machine reads
+    bundle/wheels/*.whl              every wheel that the machine installs           user writes, machine reads
     secrets/hub.json                 {"token": …}                                    user writes, machine reads
     secrets/tls.json                 {"certificate": …, "key": …} in PEM (tls: own)  user writes, machine reads
     status/status.json               Status                                          machine writes, user reads
@@ -29,6 +31,8 @@ from runtime.deployment import Struct
 CURRENT = "release/current.json"
 KEYS = "release/keys.json"
 LIFE = "release/life.json"
+BUNDLE_WHEELS = "bundle/wheels/"
+BUNDLE_INDEX = BUNDLE_WHEELS + "index.json"
 HUB_SECRET = "secrets/hub.json"
 TLS_SECRET = "secrets/tls.json"
 STATUS = "status/status.json"

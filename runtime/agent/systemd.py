@@ -57,7 +57,10 @@ class Shown:
 
 @dataclass(slots=True)
 class _Counted:
-    """systemd forgets restarts whenever a unit is started by hand; whoever compares two moments must not."""
+    """Exits of one unit, never fewer than before: systemd forgets restarts whenever a unit is started by hand.
+
+    After the limit of starts it is one too many, because systemd counts the start that it refuses.
+    """
 
     base: int = 0
     restarts: int = 0

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from provision.wheel import write_wheel
-from runtime import vm
+from runtime import mailbox, vm
 from runtime.agent import bootstrap, install
 from runtime.agent.bootstrap import BootstrapError, bring_up, find_pip, install_wheel, newest_pip, pip_environment
 
@@ -225,6 +225,7 @@ def test_what_it_repeats_of_this_package_is_the_same() -> None:
     assert Path(bootstrap.VM_FILE) == vm.VM_FILE
     assert bootstrap.STATE == vm.STATE_DIR
     assert bootstrap.AGENT == install.AGENT_UNIT
+    assert (bootstrap.BUNDLE, bootstrap.BUNDLE_INDEX) == (mailbox.BUNDLE_WHEELS, mailbox.BUNDLE_INDEX)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={'.'.join(map(str, bootstrap.OLDEST_PYTHON))}"
 
