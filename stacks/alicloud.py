@@ -61,7 +61,9 @@ class AlicloudGpuVm(GpuVm):
         network = make_network(args, self)
         group = make_security_group(spec, network, cidrs, self)
         address = make_address(spec, "machine", self) if spec.endpoint == "public" else None
-        addresses: list[pulumi.Input[str] | None] = [address.ip_address if address else None, network.private_ip]
+        # The private address is that of a zone; where the machine may stay in another one, it names its own itself.
+        private_ip = None if args.is_place_free else network.private_ip
+        addresses: list[pulumi.Input[str] | None] = [address.ip_address if address else None, private_ip]
         known = [found for found in addresses if found is not None]
 
         bucket = make_bucket(spec, self)

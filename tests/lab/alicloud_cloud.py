@@ -70,6 +70,13 @@ REPLACES = {
 }
 # What a forced deletion takes along: RAM's attachments with a role or policy, everything in a bucket.
 FORCED = ("ram/role:Role", "ram/policy:Policy", "oss/bucket:Bucket")
+# What ends with a machine by itself: its address, role and disk are free again.
+INSTANCE = "ecs/instance:Instance"
+ATTACHMENTS = (
+    "ecs/ecsDiskAttachment:EcsDiskAttachment",
+    "ecs/eipAssociation:EipAssociation",
+    "ecs/ramRoleAttachment:RamRoleAttachment",
+)
 
 
 class Refused(Exception):
@@ -153,7 +160,7 @@ class AlicloudCloud:
     def update(self, kind: str, id: str, inputs: Properties) -> Properties:
         with self.lock:
             thing = self.things[kind, id]
-            if kind == "ecs/instance:Instance":
+            if kind == INSTANCE:
                 self._check_life(inputs)
             thing.values = {**thing.values, **inputs}
             for gone in thing.values.keys() - inputs.keys() & {"autoReleaseTime"}:
@@ -166,13 +173,14 @@ class AlicloudCloud:
             thing = self.things.get((kind, id))
             if thing is None:
                 return
-            users = [item for item in self.things.values() if id in item.holds and item is not thing]
-            if kind in FORCED and (thing.values.get("force") or thing.values.get("forceDestroy")):
-                for item in users:
-                    del self.things[item.type, item.id]
-            elif users:
-                words = ", ".join(sorted(f"{item.type} {item.id}" for item in users))
+            users = [] if kind not in (*IDS, *NAMED) else [item for item in self.things.values() if id in item.holds]
+            is_forced = kind in FORCED and (thing.values.get("force") or thing.values.get("forceDestroy"))
+            going = [item for item in users if is_forced or (kind == INSTANCE and item.type in ATTACHMENTS)]
+            if len(going) < len(users):
+                words = ", ".join(sorted(f"{item.type} {item.id}" for item in users if item not in going))
                 raise Refused("DependencyViolation", f"{kind} {id} is used by {words}")
+            for item in going:
+                del self.things[item.type, item.id]
             del self.things[kind, id]
 
     def _add(self, kind: str, name: str, inputs: Properties, outputs: Properties) -> Thing:
@@ -201,7 +209,7 @@ class AlicloudCloud:
         checks = {
             "ecs/ecsKeyPair:EcsKeyPair": self._check_key,
             "ecs/eipAddress:EipAddress": self._new_address,
-            "ecs/instance:Instance": self._check_instance,
+            INSTANCE: self._check_instance,
             "oss/bucketObject:BucketObject": self._check_object,
             "vpc/switch:Switch": self._check_switch,
         }

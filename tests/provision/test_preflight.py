@@ -56,7 +56,7 @@ def plan_of(spec: DeploymentSpec) -> Plan:
 def facts_for(spec: DeploymentSpec, **changes: object) -> Facts:
     zones = ZONES if spec.cloud == "aws" else ("cn-hangzhou-b", "cn-hangzhou-i")
     known = Facts(
-        offered={name: zones for name in spec.instance_type or (plan_of(spec).instance_type or "",)},
+        offered=dict.fromkeys(spec.instance_type or (plan_of(spec).instance_type or "",), zones),
         network_zones=zones,
         image=IMAGES[spec.cloud],
         price=LivePrice(0.8048, "USD", "AWS's price list"),
