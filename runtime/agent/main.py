@@ -168,7 +168,7 @@ class Agent:
                 machine.caches,
                 report_as("weights"),
                 done=release.weights(),
-                token=self._hub_token(),
+                token=self._hub_token(needed=release.weights() is None),
                 converter=self._settings.converter,
             )
             release.put_weights(found)
@@ -187,8 +187,14 @@ class Agent:
             ("serve", lambda: self._serving.follow(release, report_as("serve"))),
         ]
 
-    def _hub_token(self) -> str | None:
-        data = self._mailbox.get(HUB_SECRET)
+    def _hub_token(self, *, needed: bool) -> str | None:
+        """`needed`: the weights are not here yet, so that a mailbox that is away must be waited for."""
+        try:
+            data = self._mailbox.get(HUB_SECRET)
+        except BucketError:
+            if needed:
+                raise
+            return None
         if data is None:
             return None
         try:

@@ -3,6 +3,9 @@
     python scripted.py supervise STATE MAILBOX PORT   python scripted.py agent STATE MAILBOX
     python scripted.py server RELEASE RUN             python scripted.py engine RELEASE RUN
 
+With SCRIPTED_VM=1 the agent is that of a cloud's VM, but for systemd and the metadata service; the file AWAY in the
+mailbox folder keeps it from its mailbox.
+
 What the engine does is written in the deployment's served name: `ok`, `slow` (percent moves until the file `go` is
 in the release folder), `stuck` (the same, but the percent stays), `refuse` (exit 78), `crash` (exit 70).
 """
@@ -19,6 +22,9 @@ import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from runtime.agent.main import Settings
+from runtime.agent.supervisor import read_record
 
 HERE = Path(__file__).resolve()
 
@@ -44,7 +50,7 @@ def supervise(state: Path, mailbox: Path, port: int) -> int:
 
 
 def agent(state: Path, mailbox: Path) -> int:
-    from runtime.agent.main import Settings, run
+    from runtime.agent.main import run
 
     full = Path(os.environ.get("SCRIPTED_FULL_DISK", "/nonexistent"))
 
@@ -53,7 +59,66 @@ def agent(state: Path, mailbox: Path) -> int:
 
     patience = float(os.environ.get("SCRIPTED_PATIENCE_S", "60"))
     times = Settings(poll_s=0.05, probe_s=0.1, retry_s=0.1, no_progress_s=patience, hang_s=patience)
+    if os.environ.get("SCRIPTED_VM") == "1":
+        return vm_agent(state, mailbox, times)
     return run(state, mailbox, replace(times, free_bytes=free_bytes))
+
+
+def vm_agent(state: Path, root: Path, times: Settings) -> int:
+    from runtime.agent.control import SupervisorClient
+    from runtime.agent.courier import Courier
+    from runtime.agent.driver import Driver
+    from runtime.agent.files import PRIVATE
+    from runtime.agent.identity import Keeper
+    from runtime.agent.main import Agent, follow_signals
+    from runtime.agent.metadata import Metadata
+    from runtime.agent.rounds import Rounds
+    from runtime.agent.software import Software
+    from runtime.agent.uploads import Uploads
+    from runtime.agent.vm_machine import VmMachine
+    from runtime.bucket import BucketError
+    from runtime.mailbox import KEYS, STATUS, FolderMailbox
+
+    class Store(FolderMailbox):
+        def get(self, key: str) -> bytes | None:
+            self.check()
+            return super().get(key)
+
+        def put(self, key: str, data: bytes) -> None:
+            self.check()
+            super().put(key, data)
+
+        def check(self) -> None:
+            if (root / "AWAY").exists():
+                raise BucketError("no route to the store", transient=True)
+
+    run_dir = state / "run"
+    mirrors = {KEYS: run_dir / "keys.json", STATUS: run_dir / "status.json"}
+    courier = Courier(Store(root), state / "mailbox", mirrors)
+    uploads = Uploads(courier, lambda _: b"")
+    metadata = Metadata("aws", host="127.0.0.1", port=9)
+    record = read_record(state)
+    assert record is not None
+    machine = VmMachine(
+        state=state,
+        units=SupervisorClient(run_dir),
+        instance_id="i-1",
+        access=PRIVATE,
+        mailbox=courier,
+        metadata=metadata,
+        software=Software(state, "aws", courier, PRIVATE, "boot"),
+        driver=Driver("aws", state, metadata, "boot"),
+        keeper=Keeper(state / "tls", PRIVATE),
+        uploads=uploads,
+        rounds=Rounds((uploads.upload, courier.sync), 0.05),
+        open_port=lambda _: False,
+    )
+    machine.rounds.start()
+    try:
+        return follow_signals(Agent(machine, courier, times))
+    finally:
+        machine.rounds.end(1.0)
+        courier.sync()
 
 
 def server(_release: str, run_dir: str) -> int:
