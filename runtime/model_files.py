@@ -7,6 +7,7 @@ import msgspec
 from runtime.deployment import Struct
 
 MANIFEST = "deployctl-manifest.json"
+PUSH_RECORD = "deployctl-push.json"  # what has arrived of a push that is under way
 _SUFFIXES = (".safetensors", ".json", ".jinja")
 _NAMES = ("tokenizer.model", "merges.txt", "vocab.txt")
 _DUPLICATES = "consolidated"  # Mistral's second copy of the same weights
@@ -51,7 +52,7 @@ def choose_files(names: list[str], place: str = "the repository") -> list[str]:
         if "/" not in name
         and (name.endswith(_SUFFIXES) or name in _NAMES)
         and not name.startswith((_DUPLICATES, "."))
-        and name != MANIFEST
+        and name not in (MANIFEST, PUSH_RECORD)
     ]
     for need in ("config.json", "tokenizer.json"):
         if need not in chosen:

@@ -33,6 +33,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "ps": CommandEntry("provision.cli.ps", "List all deployments with phase, endpoint, age and price."),
     "wait": CommandEntry("provision.cli.wait", "Wait until a cloud deployment answers; used by the Pulumi program."),
     "plan": CommandEntry("provision.cli.plan", "Show what fits and what it costs; starts nothing."),
+    "weights": CommandEntry("provision.cli.weights", "Put a model, or a machine's packages, into a bucket."),
     "permissions": CommandEntry("provision.cli.permissions", "Print the smallest IAM or RAM policy for a spec."),
     "config": CommandEntry("provision.cli.config", "Show where values come from; the JSON Schema; Pulumi's settings."),
     "version": CommandEntry("provision.cli.version", "Print the versions of deployctl and its parts."),

@@ -36,7 +36,7 @@ from runtime.agent.ranges import PartFile
 from runtime.agent.worker import WorkerLine
 from runtime.bucket import NO_CLIENT, NO_CREDENTIALS, Bucket, BucketError, Checksum, open_bucket
 from runtime.deployment import Struct
-from runtime.model_files import MANIFEST, Manifest, choose_files, decode_manifest
+from runtime.model_files import MANIFEST, PUSH_RECORD, Manifest, choose_files, decode_manifest
 from runtime.vm import Provider
 
 PARALLEL = 8  # ranges at a time
@@ -118,6 +118,8 @@ class BucketDownload:
         found = {blob.key.removeprefix(start): blob for blob in self._bucket.blobs(start)}
         if not found:
             raise DownloadError(f"there is nothing under {job.place}", f"check the name; to fill it, {PUSH_AGAIN}")
+        if PUSH_RECORD in found and MANIFEST not in found:
+            raise DownloadError(f"a push to {job.place} is under way or was cut off", PUSH_AGAIN, transient=True)
         manifest = self._manifest() if MANIFEST in found else None
         listed = {file.name: file for file in manifest.files} if manifest else {}
         names = choose_files(list(listed or found), job.place)
