@@ -15,8 +15,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +36,7 @@ PYPI = "https://pypi.org/simple"
 OLDEST_PYTHON = (3, 11)
 STEADY_S = 8  # how long the agent must run on before it is believed
 STEADY_WAIT_S = 60
+BEAT_S = 0.5
 LAST_WORDS = 400  # characters of a failed command's output that become the error
 INDEX_HINT = "check pip_index, proxy and egress of the spec"
 
@@ -124,13 +127,13 @@ def make_venv(venv: Path, env: Mapping[str, str], beat: Beat) -> None:
     try:
         run(make, "venv", "", env, beat)
     except BootstrapError:
-        print("no ensurepip here: pip comes from the index", flush=True)
+        print("no ensurepip here: pip comes from the index", file=sys.stderr, flush=True)
         try:
             run([*make, "--without-pip"], "venv", "", env, beat)
             pip = find_pip(env)
             run([str(venv / "bin/python"), f"{pip}/pip", "install", "--no-index", str(pip)], "pip", "", env, beat)
         except (BootstrapError, OSError, ValueError) as error:
-            print(f"no pip from the index either: {error}", flush=True)
+            print(f"no pip from the index either: {error}", file=sys.stderr, flush=True)
             apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300"]
             run([*apt, "update"], "apt-get update", INDEX_HINT, env, beat)
             run([*apt, "install", "-y", "python3-venv"], "apt-get install python3-venv", INDEX_HINT, env, beat)
@@ -198,15 +201,22 @@ def watch_agent() -> None:
 
 
 def run(argv: list[str], what: str, hint: str, env: Mapping[str, str] | None = None, beat: Beat = lambda: None) -> None:
-    """Runs a command with its output in the journal. Raises BootstrapError with its last words."""
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True)
-    said = ""
-    while True:
-        try:
-            said = process.communicate(timeout=0.5)[0]
-            break
-        except subprocess.TimeoutExpired:
+    """Runs a command; what it says goes to the journal as it comes. Raises BootstrapError with its last words."""
+    said = b""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) as process:
+        assert process.stdout is not None
+        output = process.stdout.fileno()
+        while True:
+            if not select.select([output], [], [], BEAT_S)[0]:
+                beat()
+                continue
+            data = os.read(output, 65536)
+            if not data:
+                break
+            said = (said + data)[-4 * LAST_WORDS :]
+            sys.stderr.write(data.decode(errors="replace"))
+            sys.stderr.flush()
             beat()
-    print(said, flush=True)
     if process.returncode != 0:
-        raise BootstrapError(f"{what}: {said.strip()[-LAST_WORDS:] or f'exit {process.returncode}'}", hint)
+        words = said.decode(errors="replace").strip()[-LAST_WORDS:]
+        raise BootstrapError(f"{what}: {words or f'exit {process.returncode}'}", hint)

@@ -173,6 +173,31 @@ def test_an_index_without_tls_is_trusted_because_the_user_named_it() -> None:
     assert env["PIP_TRUSTED_HOST"] == "mirrors.cloud.aliyuncs.com"
 
 
+def test_while_a_command_works_its_words_come_and_the_status_is_renewed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "BEAT_S", 0.01)
+    heard: list[str] = []
+    go_on = tmp_path / "go-on"
+
+    def beat() -> None:
+        heard.append(capsys.readouterr().err)
+        if "".join(heard) == "first\n":
+            go_on.touch()
+
+    script = f"echo first; until test -e {go_on}; do :; done; echo second"
+    bootstrap.run(["sh", "-c", script], "what", "hint", beat=beat)
+    assert "".join(heard) + capsys.readouterr().err == "first\nsecond\n"
+
+
+def test_the_last_words_of_a_command_are_its_error() -> None:
+    with pytest.raises(BootstrapError, match=r"^what: .*x{50} the end$") as caught:
+        bootstrap.run(["sh", "-c", "printf '%0900d' 0 | tr 0 x; echo ' the end' >&2; exit 3"], "what", "hint")
+    assert len(str(caught.value)) < 500
+    with pytest.raises(BootstrapError, match=r"^what: exit 3$"):
+        bootstrap.run(["sh", "-c", "exit 3"], "what", "hint")
+
+
 def test_a_bundle_takes_the_place_of_every_index(tmp_path: Path) -> None:
     env = pip_environment("https://index.example", None, tmp_path)
     assert (env["PIP_NO_INDEX"], env["PIP_FIND_LINKS"]) == ("1", str(tmp_path))
