@@ -42,7 +42,8 @@ def make_instance(
     parent: pulumi.Resource,
 ) -> alicloud.ecs.Instance:
     """Image, user-data and key are those of the first boot: a machine that exists is not replaced because a newer image
-    came out, and changed user-data would not run again."""
+    came out, and changed user-data would not run again. So is the size of its disk, unless the user has set one: the
+    plan of a smaller model must not try to shrink it."""
     spec, image = args.spec, args.preflight.image
     category = disk_category(catalog.INSTANCE_TYPES[args.place.instance_type])
     key = alicloud.ecs.EcsKeyPair(
@@ -52,7 +53,8 @@ def make_instance(
         tags=tags(spec.name, spec.tags),
         opts=pulumi.ResourceOptions(parent=parent, ignore_changes=["public_key"]),
     )
-    pinned = ["availability_zone", "vswitch_id", "private_ip"] if args.is_place_free else []
+    pinned = ["image_id", "user_data", "key_name", "http_tokens", *([] if spec.disk_gib else ["system_disk_size"])]
+    place = ["availability_zone", "vswitch_id", "private_ip"] if args.is_place_free else []
     return alicloud.ecs.Instance(
         f"{spec.name}-machine",
         instance_name=resource_name(spec.name, "machine"),
@@ -90,7 +92,7 @@ def make_instance(
         opts=pulumi.ResourceOptions(
             parent=parent,
             depends_on=list(before),
-            ignore_changes=["image_id", "user_data", "key_name", "http_tokens", *pinned],
+            ignore_changes=[*pinned, *place],
             delete_before_replace=True,
         ),
     )

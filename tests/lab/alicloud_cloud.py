@@ -162,6 +162,8 @@ class AlicloudCloud:
             thing = self.things[kind, id]
             if kind == INSTANCE:
                 self._check_life(inputs)
+                if inputs["systemDiskSize"] < thing.values["systemDiskSize"]:
+                    raise Refused("InvalidDiskSize.TooSmall", "a disk cannot shrink")
             thing.values = {**thing.values, **inputs}
             for gone in thing.values.keys() - inputs.keys() & {"autoReleaseTime"}:
                 thing.values.pop(gone)

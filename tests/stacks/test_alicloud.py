@@ -426,6 +426,17 @@ def test_another_model_travels_through_the_mailbox_and_leaves_the_machine_alone(
     assert [step.operation for step in done.steps if step.name == "bot-current"] == ["update"]
 
 
+def test_another_type_is_given_to_the_same_machine_and_its_disk_does_not_shrink(
+    make: Callable[..., Engine], cloud: AlicloudCloud
+) -> None:
+    engine = make(instance_type="ecs.gn7e-c16g1.4xlarge", model="modelscope:Qwen/Qwen2.5-32B-Instruct")
+    first = up(engine).values["instance_id"]
+    engine.config |= {"deployctl:instance_type": TYPE, "deployctl:model": BASIC["model"]}
+    done = up(engine)
+    assert done.values["instance_id"] == first
+    assert [step.changed for step in done.steps if step.type == INSTANCE] == [("instanceType",)]
+
+
 def test_another_zone_by_name_is_a_new_machine_at_the_same_address(
     make: Callable[..., Engine], cloud: AlicloudCloud
 ) -> None:
