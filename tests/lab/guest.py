@@ -33,6 +33,7 @@ from tests.lab.rootfs import DMI_FOLDER, Suite
 BOOT_S = 60.0
 STOP_S = 30.0
 HALT = signal.SIGRTMIN + 4  # systemd: power off
+REBOOTING = 133  # nspawn's exit status for a guest that restarts itself
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
@@ -79,7 +80,6 @@ class Guest:
     network: Network
     folder: Path  # mount points and console.log, on this machine
     nspawn: subprocess.Popen[bytes] | None = None
-    leader: int | None = None  # the guest's PID 1, as this machine numbers it
 
     @property
     def root(self) -> Path:
@@ -94,6 +94,21 @@ class Guest:
     @property
     def is_running(self) -> bool:
         return self.nspawn is not None and self.nspawn.poll() is None
+
+    @property
+    def leader(self) -> int | None:
+        """The guest's PID 1, as this machine numbers it."""
+        if not self.is_running:
+            return None
+        assert self.nspawn is not None
+        for task in Path(f"/proc/{self.nspawn.pid}/task").glob("*/children"):
+            for child in task.read_text().split():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    status = Path(f"/proc/{child}/status").read_text()
+                    numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+                    if len(numbers) > 2 and numbers[-1] == "1":
+                        return int(child)
+        return None
 
     def boot(self) -> None:
         """Starts PID 1, and returns once commands can run. Raises RuntimeError with the console's end."""
@@ -131,22 +146,24 @@ class Guest:
                 start_new_session=True,
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
-        self.leader = self.wait_for("PID 1", self._find_leader, BOOT_S)
+        self.wait_for("PID 1", lambda: self.leader, BOOT_S)
         self.wait_for("systemd", lambda: self.succeeds("systemctl", "show", "--property=Version"), BOOT_S)
+
+    def follow_reboot(self) -> None:
+        """Starts a guest that has restarted itself, as a hypervisor does. Safe to call at any time."""
+        if self.nspawn is not None and self.nspawn.poll() == REBOOTING:
+            self.boot()
 
     def cut(self) -> None:
         """Power cut: every process of the guest is gone at once."""
-        self._require_running()
-        assert self.leader is not None
-        os.kill(self.leader, signal.SIGKILL)
+        os.kill(self._require_leader(), signal.SIGKILL)
         self._reap()
 
     def stop(self) -> None:
         """Orderly shutdown; a guest that does not end by itself is cut and reported. Safe to repeat."""
         if not self.is_running:
             return
-        assert self.leader is not None
-        os.kill(self.leader, HALT)
+        os.kill(self._require_leader(), HALT)
         try:
             self._reap()
         except subprocess.TimeoutExpired:
@@ -168,9 +185,8 @@ class Guest:
 
     def command(self, *argv: str) -> list[str]:
         """A command line of this machine that runs `argv` in the guest, as root."""
-        self._require_running()
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        inside = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "--"]
+        inside = ["nsenter", "-t", str(self._require_leader()), "-m", "-u", "-i", "-n", "-p", "-C", "--"]
         return [*inside, "env", "-i", path, "HOME=/root", "LC_ALL=C.UTF-8", *argv]
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
@@ -200,9 +216,8 @@ class Guest:
     def close(self) -> None:
         """Ends what was started and removes what was made on this machine. Safe to repeat."""
         if self.is_running:
-            if self.leader is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.leader, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError, RuntimeError):
+                os.kill(self._require_leader(), signal.SIGKILL)
             try:
                 self._reap()
             except subprocess.TimeoutExpired:
@@ -212,25 +227,15 @@ class Guest:
         for root in _cgroup_roots():
             _remove_cgroup(root / self.name)
 
-    def _find_leader(self) -> int | None:
-        assert self.nspawn is not None
-        for task in Path(f"/proc/{self.nspawn.pid}/task").glob("*/children"):
-            for child in task.read_text().split():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    status = Path(f"/proc/{child}/status").read_text()
-                    numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-                    if len(numbers) > 2 and numbers[-1] == "1":
-                        return int(child)
-        return None
-
     def _reap(self) -> None:
         assert self.nspawn is not None
         self.nspawn.wait(STOP_S)
-        self.leader = None
 
-    def _require_running(self) -> None:
-        if not self.is_running or self.leader is None:
+    def _require_leader(self) -> int:
+        leader = self.leader
+        if leader is None:
             raise RuntimeError(f"guest {self.name} does not run:\n{self.console[-2000:]}")
+        return leader
 
 
 @contextmanager

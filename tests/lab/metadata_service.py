@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from runtime.vm import METADATA_ADDRESS, Provider
-from tests.lab.network import GUEST, Holder
+from tests.lab.network import GUEST, Holder, serve_http
 
 TOKEN_PATH = "/latest/api/token"
 TOKEN_HEADERS: dict[Provider, tuple[str, str]] = {
@@ -52,6 +51,7 @@ class Instance:
     public_key: str = ""
     credentials: RoleCredentials | None = None
     tokens_required: bool = True
+    mirror: str = "http://mirrors.cloud.aliyuncs.com"  # Alibaba's source-address
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _alicloud(instance: Instance) -> dict[str, str]:
         "network-type": "vpc",
         "private-ipv4": instance.private_ip,
         "region-id": instance.region,
-        "source-address": "http://mirrors.cloud.aliyuncs.com",
+        "source-address": instance.mirror,
         "zone-id": instance.zone,
     }
     if instance.public_ip is not None:
@@ -206,13 +206,5 @@ def serve_metadata(instance: Instance, operator: Holder) -> Iterator[MetadataSer
         def log_message(self, *_: object) -> None:
             """`seen` is the log."""
 
-    with operator.network_entered():
-        server = ThreadingHTTPServer((METADATA_ADDRESS[instance.provider], 80), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with serve_http(Handler, METADATA_ADDRESS[instance.provider], 80, operator):
         yield service
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

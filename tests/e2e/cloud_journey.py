@@ -1,0 +1,297 @@
+"""One deployment on a guest: what the Pulumi program makes, made here with the same parts of the project.
+
+test (user's side: provision)                         operator's network
+   ├─ object store: mailbox, models   ◄── signed by the instance's role ──┐
+   ├─ metadata service                ◄────────────────────────────────── ┤ guest: user-data ► cloud-init ► stage 0
+   ├─ package index (no internet)     ◄────────────────────────────────── ┤        ► agent ► server, engine
+   └─ client, pinned to the certificate of status/identity.json ─────────►┘ 203.0.113.10
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+
+from provision.automation import CloudStack
+from provision.cloud import CloudTarget
+from provision.model_source import model_spec_for
+from provision.planning import make_plan, plan_deployment
+from provision.render import deployment_for, hub_object, keys_object
+from provision.rollout import config_values
+from provision.spec import DeploymentSpec, parse
+from provision.target import Access, Observation
+from provision.user_data import render_user_data
+from provision.wheel import Wheel, build_from_checkout
+from runtime.bucket import ENDPOINT_VARIABLE
+from runtime.deployment import encode
+from runtime.mailbox import (
+    CURRENT,
+    HUB_SECRET,
+    KEYS,
+    LIFE,
+    STATUS,
+    Current,
+    Life,
+    Status,
+    decode_status,
+    release_key,
+    wheel_key,
+)
+from runtime.sizing import Machine
+from runtime.vm import METADATA_ADDRESS, Provider, Vm
+from tests.lab.guest import Guest, make_guest, require_lab
+from tests.lab.metadata_service import Instance, MetadataService, RoleCredentials, serve_metadata
+from tests.lab.models import write_hollow_model
+from tests.lab.network import GUEST, OPERATOR, Network, network
+from tests.lab.object_store import OWNER, ObjectStore, vm_role
+from tests.lab.packages import ROOT, Index, serve_index, stand_in_torch, wheelhouse, with_replaced
+from tests.lab.rootfs import PYTHON, Suite
+
+NAME = "lab"
+REGION: dict[Provider, str] = {"aws": "eu-west-1", "alicloud": "eu-central-1"}
+TYPE: dict[Provider, str] = {"aws": "g6.2xlarge", "alicloud": "ecs.gn7i-c16g1.4xlarge"}
+SCHEME: dict[Provider, str] = {"aws": "s3", "alicloud": "oss"}
+BUCKET = f"deployctl-{NAME}-mailbox-0123abcd"
+MODELS = "models-of-the-lab"
+SILENCE_S = 90.0  # nothing new in the status for so long is a failure
+# What the driver's own tool prints, and the end of Alibaba's installer: a driver that works after a restart only.
+NVIDIA_SMI = '#!/bin/sh\n[ ! -e /run/restart-me ] && echo "580.95.05, NVIDIA of the lab"\n'
+RESTART = "the new driver needs a restart"
+INSTALLER_PATH = "/opsx/ecs/linux/binary/script/auto_install_v4.0.sh"
+INSTALLER = f"""touch /run/restart-me
+cat > /usr/local/bin/nvidia-smi <<'END'
+{NVIDIA_SMI}END
+chmod 755 /usr/local/bin/nvidia-smi
+"""
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class LabStack:
+    """What a command reads of a stack: its config and its outputs."""
+
+    name: str
+    values: dict[str, str]
+    exports: dict[str, Any]
+
+    def config(self) -> dict[str, str]:
+        return self.values
+
+    def outputs(self) -> dict[str, Any]:
+        return self.exports
+
+
+@dataclass(slots=True)
+class Journey:
+    """`seen`: the statuses that were different from the one before, with time.monotonic()."""
+
+    provider: Provider
+    suite: Suite
+    spec: DeploymentSpec
+    network: Network
+    guest: Guest
+    metadata: MetadataService
+    store: ObjectStore
+    index: Index
+    wheel: Wheel
+    secrets: dict[str, str]  # by what they are
+    exports: dict[str, Any]
+    seen: list[tuple[float, Status]] = field(default_factory=list)
+
+    def order(
+        self,
+        spec: DeploymentSpec | None = None,
+        *,
+        wheel: Wheel | None = None,
+        sha256: str | None = None,
+        machine: Machine | None = None,
+    ) -> str:
+        """Puts a release into the mailbox as the program does, `current` last; returns its id.
+
+        `sha256`: another digest than the wheel's. `machine`: plan for it and not for the spec's instance type.
+        """
+        spec, wheel = spec or self.spec, wheel or self.wheel
+        with self.network.operator.network_entered():
+            model = model_spec_for(spec.model_copy(update={"model": f"{SCHEME[self.provider]}://{MODELS}/hollow"}))
+        plan = plan_deployment(spec, model) if machine is None else make_plan(spec, model, machine)
+        digest = sha256 or wheel.sha256
+        parts = (encode(plan.engine_options()), spec.model.encode(), digest.encode())
+        release = "r" + hashlib.sha256(b"".join(parts)).hexdigest()[:10]
+        deployment = deployment_for(
+            spec, plan.engine_options(), plan.predicted(), release=release, names=(GUEST, "10.42.1.4")
+        )
+        current = Current(
+            release=release,
+            deployment=release_key(release),
+            wheel=wheel_key(release, wheel.file_name),
+            sha256=digest,
+            index_url=spec.pip_index,
+        )
+        for key, data in (
+            (wheel_key(release, wheel.file_name), wheel.path.read_bytes()),
+            (release_key(release), encode(deployment)),
+            (KEYS, keys_object(self.secrets["API key"])),
+            (HUB_SECRET, hub_object(self.secrets["hub token"])),
+            (LIFE, encode(Life())),
+            (CURRENT, encode(current)),
+        ):
+            self.store.put(BUCKET, key, data)
+        self.exports["release"] = release
+        return release
+
+    def status(self) -> Status | None:
+        data = self.store.get(BUCKET, STATUS)
+        if data is None:
+            return None
+        status = decode_status(data)
+        if not self.seen or self.seen[-1][1] != status:
+            self.seen.append((time.monotonic(), status))
+        return status
+
+    def wait_for(self, what: str, holds: Callable[[Status], T | None]) -> T:
+        """Polls the status until `holds` gives something; fails on silence, with all that the guest has to say."""
+        began = time.monotonic()
+        while True:
+            status = self.status()
+            if status is not None and (found := holds(status)) is not None:
+                return found
+            self.guest.follow_reboot()
+            last = max(began, self.seen[-1][0]) if self.seen else began
+            if not self.guest.is_running or time.monotonic() > last + SILENCE_S:
+                raise AssertionError(f"no {what}; {self.report()}")
+            time.sleep(0.02)
+
+    def wait_ready(self, release: str) -> Status:
+        """Until the machine has proved the endpoint of `release`. Errors on the way are not waited out, but the one
+        restart that Alibaba's driver needs."""
+
+        def look(status: Status) -> Status | None:
+            if status.release != release:
+                return None
+            if status.error is not None and RESTART not in status.error:
+                raise AssertionError(f"{status.phase}: {status.error} | {status.hint}; {self.report()}")
+            return status if status.phase == "ready" else None
+
+        return self.wait_for(f"release {release} ready", look)
+
+    def wait_failed(self, words: str) -> Status:
+        """Until the machine reports an error that holds `words`."""
+        return self.wait_for(
+            f"error with {words!r}", lambda status: status if status.error and words in status.error else None
+        )
+
+    def observe(self) -> Observation:
+        """What `deployctl status` shows."""
+        with self.network.operator.network_entered():
+            return self._target().observe()
+
+    def access(self) -> Access:
+        """What `deployctl endpoint` knows, the pinned certificate among it."""
+        with self.network.operator.network_entered():
+            return self._target().access()
+
+    def _target(self) -> CloudTarget:
+        plain, _ = config_values(self.spec)
+        return CloudTarget(cast(CloudStack, LabStack(NAME, plain, self.exports)))
+
+    def report(self) -> str:
+        began = self.seen[0][0] if self.seen else 0.0
+        story = [f"{at - began:6.1f} {s.phase} {s.percent} {s.error} | {s.hint}" for at, s in self.seen[-20:]]
+        journal = self.guest.journal("-u", "deployctl*", "-n", "150") if self.guest.leader else self.guest.console
+        return "\n".join([f"{self.suite} on {self.provider}", *story, journal])
+
+
+def scripted_wheel(folder: Path, variant: str = "") -> Wheel:
+    """This checkout's wheel with the lab's engine in it. `variant` makes another wheel of the same behaviour."""
+    source = (ROOT / "tests/lab/scripted_engine.py").read_text() + (f"# {variant}\n" if variant else "")
+    return with_replaced(build_from_checkout(ROOT), {"runtime/engine/main.py": source.encode()}, folder)
+
+
+def put_model(store: ObjectStore, folder: Path, prefix: str) -> None:
+    for path in sorted(folder.iterdir()):
+        store.put(MODELS, f"{prefix}/{path.name}", path.read_bytes())
+
+
+@contextmanager
+def journey(
+    suite: Suite,
+    provider: Provider,
+    folder: Path,
+    *,
+    disk: str = "2g",
+    torch: bool = False,
+    shard_bytes: int = 2 * 2**20,
+    values: dict[str, object] | None = None,
+) -> Iterator[Journey]:
+    """Everything but the release; the guest has not booted yet. Skips, or fails on CI, where no guest can run.
+
+    `torch`: the real one and this checkout's own engine. `values`: more of the spec.
+    """
+    require_lab()
+    wheels = folder / "wheels"
+    wheels.mkdir()
+    offered = [wheelhouse(PYTHON[suite], torch=torch)]
+    if not torch:
+        stand_in_torch(wheels)
+        offered.append(wheels)
+    role = vm_role(weights=("hollow/", "real/"))
+    secret = {"API key": f"sk-{secrets.token_hex(16)}", "hub token": f"hf_{secrets.token_hex(16)}"}
+    secret |= {"role's secret": role.secret, "role's token": role.token or ""}
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        net = stack.enter_context(network(METADATA_ADDRESS[provider]))
+        with net.operator.network_entered():
+            store = ObjectStore(REGION[provider], (OWNER, role), host=OPERATOR)
+        stack.enter_context(store)
+        index = stack.enter_context(serve_index(offered, net.operator, {INSTALLER_PATH: INSTALLER.encode()}))
+        for name in (BUCKET, MODELS):
+            store.create_bucket(name)
+        put_model(store, write_hollow_model(folder / "hollow", shard_bytes=shard_bytes), "hollow")
+        for name, value in {**OWNER.environment(), ENDPOINT_VARIABLE[provider]: store.url("").rstrip("/")}.items():
+            patch.setenv(name, value)
+        spec = parse(
+            {
+                "name": NAME,
+                "cloud": provider,
+                "region": REGION[provider],
+                "instance_type": TYPE[provider],
+                "model": f"{SCHEME[provider]}://{MODELS}/hollow",
+                "pip_index": index.url,
+                **(values or {}),
+            }
+        )
+        vm = Vm(name=NAME, provider=provider, region=REGION[provider], bucket=BUCKET, endpoint=store.url(BUCKET))
+        instance = Instance(
+            provider,
+            instance_id="i-0lab",
+            region=REGION[provider],
+            zone=f"{REGION[provider]}a",
+            instance_type=TYPE[provider],
+            user_data=render_user_data(vm),
+            credentials=RoleCredentials("role-of-the-lab", role.access_key, role.secret, role.token or ""),
+            # cloud-init of Debian 12 finds no Alibaba instance that wants tokens (tests/lab/test_guest.py).
+            tokens_required=(suite, provider) != ("bookworm", "alicloud"),
+            mirror=index.host,
+        )
+        metadata = stack.enter_context(serve_metadata(instance, net.operator))
+        (folder / "guest").mkdir()
+        guest = stack.enter_context(make_guest(suite, provider, net, folder / "guest", disk=disk))
+        if provider == "aws":  # whose images bring the driver
+            guest.write("/usr/local/bin/nvidia-smi", NVIDIA_SMI, 0o755)
+        wheel = build_from_checkout(ROOT) if torch else scripted_wheel(wheels / "own")
+        exports: dict[str, Any] = {
+            "endpoint": f"https://{GUEST}:{spec.port}/v1",
+            "api_key": secret["API key"],
+            "instance_id": instance.instance_id,
+            "region": spec.region,
+            "mailbox": BUCKET,
+        }
+        yield Journey(provider, suite, spec, net, guest, metadata, store, index, wheel, secret, exports)

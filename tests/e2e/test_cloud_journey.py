@@ -1,0 +1,230 @@
+"""A cloud's machine from first boot to endpoint: real cloud-init, systemd, stage 0, agent and server in a guest.
+
+The engine is scripted and moves no tensors; test_cloud_torch.py has the real one.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from provision.client import Message, OpenAIClient, pinned_context
+from provision.errors import EndpointError
+from runtime.vm import METADATA_ADDRESS, STATE_DIR
+from tests.e2e.cloud_journey import MODELS, SCHEME, Journey, journey, scripted_wheel
+from tests.lab.network import GUEST
+
+PORT = 8000
+UNITS = ("deployctl-agent", "deployctl-server", "deployctl-engine")
+JOIN = "echo $$ > /sys/fs/cgroup/system.slice/{unit}.service/cgroup.procs && exec python3 -c '{program}'"
+CONNECT = 'import socket; socket.create_connection(("{address}", 80), 2)'
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("bookworm", "aws"),
+        ("trixie", "alicloud"),
+        pytest.param(("trixie", "aws"), marks=pytest.mark.slow),
+        pytest.param(("bookworm", "alicloud"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def ready(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+    """A machine that came up by itself and serves its first release."""
+    suite, provider = request.param
+    with journey(suite, provider, tmp_path_factory.mktemp("journey")) as made:
+        release = made.order()
+        made.guest.boot()
+        made.wait_ready(release)
+        yield made
+
+
+def ask(ready: Journey, key: str | None = None) -> str:
+    access = ready.access()
+    with (
+        ready.network.operator.network_entered(),
+        OpenAIClient(access.base_url, key or access.api_key, access.certificate) as client,
+    ):
+        return client.complete(access.model, [Message("user", "the quick brown fox")], max_tokens=8).text
+
+
+def served_length(ready: Journey) -> int:
+    """max_model_len, as the endpoint itself tells it."""
+    access = ready.access()
+    headers = {"Authorization": f"Bearer {access.api_key}"}
+    with (
+        ready.network.operator.network_entered(),
+        httpx.Client(verify=pinned_context(access.certificate or ""), headers=headers, trust_env=False) as client,
+    ):
+        (model,) = client.get(f"{access.base_url}/models").json()["data"]
+        return int(model["max_model_len"])
+
+
+def test_the_endpoint_answers_its_key_under_the_published_certificate(ready: Journey) -> None:
+    assert ask(ready)
+
+
+def test_the_endpoint_refuses_a_wrong_key(ready: Journey) -> None:
+    with pytest.raises(EndpointError, match="refuses the API key"):
+        ask(ready, "sk-wrong")
+
+
+def test_the_certificate_is_trusted_by_nobody_who_has_not_pinned_it(ready: Journey) -> None:
+    with (
+        ready.network.operator.network_entered(),
+        socket.create_connection((GUEST, PORT), 5) as plain,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        ssl.create_default_context().wrap_socket(plain, server_hostname=GUEST)
+
+
+def test_status_shows_what_the_machine_reports(ready: Journey) -> None:
+    seen = ready.observe()
+    assert (seen.life, seen.phase, seen.error) == ("ready", "ready", None)
+    assert seen.release == seen.wanted_release
+    assert seen.instance_id == ready.metadata.instance.instance_id
+
+
+def test_user_data_is_valid_for_the_schema_of_this_cloud_init(ready: Journey) -> None:
+    ready.guest.write("/root/user-data", ready.metadata.instance.user_data)
+    assert "Valid" in ready.guest.run("cloud-init", "schema", "--config-file", "/root/user-data")
+
+
+@pytest.mark.parametrize("unit", UNITS[1:])
+def test_server_and_engine_cannot_reach_the_metadata_service(ready: Journey, unit: str) -> None:
+    """A process of the unit's own control group tries, as root; without the unit it gets through."""
+    program = CONNECT.format(address=METADATA_ADDRESS[ready.provider])
+    ready.guest.run("python3", "-c", program)
+    ready.guest.run("sh", "-c", JOIN.format(unit=unit, program=program), code=1)
+
+
+def test_server_and_engine_are_users_without_privileges(ready: Journey) -> None:
+    for unit in UNITS[1:]:
+        status = ready.guest.run("cat", f"/proc/{main_pid(ready, unit)}/status")
+        fields = dict(line.split(":\t", 1) for line in status.splitlines())
+        assert fields["Uid"].split()[0] != "0"
+        assert (fields["NoNewPrivs"], int(fields["CapBnd"], 16)) == ("1", 0)
+
+
+def test_agent_server_and_engine_write_to_the_journal_alone(ready: Journey) -> None:
+    for unit in UNITS:
+        ends = [f"/proc/{main_pid(ready, unit)}/fd/{number}" for number in (1, 2)]
+        assert all(ready.guest.run("readlink", end).startswith("socket:") for end in ends), unit
+    assert ready.guest.run("find", "/var/log", "-name", "*deployctl*") == ""
+
+
+def test_no_secret_stands_in_user_data_arguments_logs_or_on_the_disk(ready: Journey) -> None:
+    arguments = ready.guest.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    environments = ready.guest.run("sh", "-c", "cat /proc/[0-9]*/environ | tr '\\0' ' '")
+    uploaded = "".join(
+        (ready.store.get(ready.exports["mailbox"], key) or b"").decode(errors="replace")
+        for key in ready.store.keys(ready.exports["mailbox"], "status/")
+    )
+    places = {
+        "user-data": ready.metadata.instance.user_data,
+        "arguments": arguments,
+        "environments": environments,
+        "journal": ready.guest.journal(),
+        "status/": uploaded,
+    }
+    for what, secret in ready.secrets.items():
+        assert [place for place, text in places.items() if secret in text] == [], what
+        holders = subprocess.run(
+            ["grep", "-rlF", "--", secret, *(str(ready.guest.root / name) for name in ("etc", "var", "run", "root"))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert holders.stdout == "", what
+
+
+def test_a_power_cut_of_a_ready_machine_heals_without_another_download(ready: Journey) -> None:
+    before = {key: ready.store.bytes_served(MODELS, key) for key in ready.store.keys(MODELS)}
+    packages = list(ready.index.fetched)
+    release = ready.exports["release"]
+    ready.guest.cut()
+    ready.seen.clear()
+    cut_at = ready.store.get(ready.exports["mailbox"], "status/status.json")
+    ready.guest.boot()
+    ready.wait_for(
+        "a status of this boot",
+        lambda _: True if ready.store.get(ready.exports["mailbox"], "status/status.json") != cut_at else None,
+    )
+    ready.wait_ready(release)
+    assert ask(ready)
+    weights = {key: ready.store.bytes_served(MODELS, key) for key in before if key.endswith(".safetensors")}
+    assert weights == {key: count for key, count in before.items() if key in weights}
+    assert ready.index.fetched == packages
+
+
+def test_a_redeploy_through_the_mailbox_keeps_port_and_certificate(ready: Journey) -> None:
+    certificate = ready.access().certificate
+    assert served_length(ready) == 512
+    watch = PortWatch(ready)
+    watch.start()
+    ready.wait_ready(ready.order(ready.spec.model_copy(update={"max_model_len": 256})))
+    watch.end()
+    assert served_length(ready) == 256
+    assert watch.tries > 10
+    assert watch.refused == 0
+    assert ready.access().certificate == certificate
+
+
+def test_a_redeploy_to_a_missing_model_says_so_and_the_release_before_still_serves(ready: Journey) -> None:
+    serving = ready.exports["release"]
+    missing = ready.spec.model_copy(update={"model": f"{SCHEME[ready.provider]}://{MODELS}/nothing"})
+    ready.order(missing)
+    status = ready.wait_failed("nothing")
+    assert "weights" in (status.error or "")
+    assert status.hint
+    ready.wait_for("the release before", lambda seen: True if seen.release == serving else None)
+    assert ask(ready)
+
+
+@pytest.mark.slow
+def test_a_redeploy_with_another_wheel_moves_the_agent_itself(ready: Journey, tmp_path: Path) -> None:
+    wheel = scripted_wheel(tmp_path, "another")
+    before = ready.guest.run("readlink", "-f", f"{STATE_DIR}/agent").strip()
+    ready.wait_ready(ready.order(wheel=wheel))
+    ready.guest.wait_for("the agent's new environment", lambda: moved_from(ready, before), 60)
+    assert ask(ready)
+
+
+def moved_from(ready: Journey, before: str) -> bool | None:
+    return True if ready.guest.run("readlink", "-f", f"{STATE_DIR}/agent").strip() != before else None
+
+
+def main_pid(ready: Journey, unit: str) -> str:
+    return ready.guest.run("systemctl", "show", "--property=MainPID", "--value", unit).strip()
+
+
+class PortWatch(threading.Thread):
+    """Connects again and again, and counts how often nobody listens."""
+
+    def __init__(self, ready: Journey) -> None:
+        super().__init__(daemon=True)
+        self.tries = 0
+        self.refused = 0
+        self._operator = ready.network.operator
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        with self._operator.network_entered():
+            while not self._over.wait(0.05):
+                self.tries += 1
+                try:
+                    socket.create_connection((GUEST, PORT), timeout=5).close()
+                except ConnectionRefusedError:
+                    self.refused += 1
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
