@@ -8,6 +8,7 @@ fails is told in status/status.json and tried again. An exception with a `hint` 
 heal. `provision.user_data` takes comments, docstrings and wide indents out, because user-data is small.
 """
 
+import errno
 import hashlib
 import hmac
 import json
@@ -170,19 +171,17 @@ class Cloud:
 
 def bring_up(cloud: Cloud) -> None:
     """`ready` in the agent's virtual environment names its wheel: an agent that works needs no mailbox to come back."""
-    ready = STATE + "/agent/ready"
-    current = None
-    failed = subprocess.call(["systemctl", "is-failed", "-q", "deployctl-agent"]) == 0
-    if failed or not os.path.exists(ready):
+    wheel, current = "", None
+    if os.path.exists(STATE + "/agent/ready"):
+        with open(STATE + "/agent/ready") as file:
+            wheel = file.read()
+    if subprocess.call(["systemctl", "is-failed", "-q", "deployctl-agent"]) == 0 or not os.path.exists(wheel):
         current = cloud.read("release/current.json")
         if cloud.release != current["release"]:
             cloud.release, cloud.said = current["release"], ("", "")
             cloud.post()
         wheel = f"{STATE}/wheels/{current['sha256'][:12]}/{os.path.basename(current['wheel'])}"
         cloud.download(current["wheel"], wheel, current["sha256"])
-    else:
-        with open(ready) as file:
-            wheel = file.read()
     scope = {"__name__": "bootstrap"}
     exec(zipfile.ZipFile(wheel).read("runtime/agent/bootstrap.py"), scope)
     scope["bring_up"](cloud, wheel, current)
@@ -199,11 +198,13 @@ def main() -> None:
         except Exception as problem:
             lasting = hasattr(problem, "hint")
             error = str(problem) if lasting else f"{type(problem).__name__}: {problem}"
-            hint = problem.hint if lasting else "check the VM's role, network and disk"
-        if cloud.moved > moved:
-            pause, moved, since = PAUSES[0], cloud.moved, time.monotonic()
+            full = getattr(problem, "errno", 0) == errno.ENOSPC
+            hint = problem.hint if lasting else "raise disk_gib" if full else "check the VM's role and network"
+        if cloud.moved > moved and not lasting:
+            pause, since = PAUSES[0], time.monotonic()
+        moved = cloud.moved
         print(f"error: {error} | hint: {hint}", flush=True)
-        if lasting or time.monotonic() > since + PATIENCE:
+        if lasting or full or time.monotonic() > since + PATIENCE:
             cloud.post(error=error, hint=hint)
         time.sleep(pause)
         pause = min(2 * pause, PAUSES[1])

@@ -38,6 +38,7 @@ STEADY_S = 8  # how long the agent must run on before it is believed
 STEADY_WAIT_S = 60
 BEAT_S = 0.5
 LAST_WORDS = 400  # characters of a failed command's output that become the error
+DISK_HINT = "the disk is full: choose a larger one (disk_gib)"
 INDEX_HINT = "check pip_index, proxy and egress of the spec"
 
 Beat = Callable[[], None]
@@ -219,4 +220,5 @@ def run(argv: list[str], what: str, hint: str, env: Mapping[str, str] | None = N
             beat()
     if process.returncode != 0:
         words = said.decode(errors="replace").strip()[-LAST_WORDS:]
-        raise BootstrapError(f"{what}: {words or f'exit {process.returncode}'}", hint)
+        full = "No space left on device" in words
+        raise BootstrapError(f"{what}: {words or f'exit {process.returncode}'}", DISK_HINT if full else hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -25,6 +27,7 @@ from runtime.mailbox import CURRENT, STATUS, Current, Status, decode_status
 from runtime.vm import Provider, Vm
 from tests.lab.metadata_service import Instance, MetadataService, RoleCredentials
 from tests.lab.object_store import ObjectStore, vm_role
+from tests.templates.stage0_program import load_stage0
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,6 +312,45 @@ def test_an_error_stays_while_the_same_is_tried_again(aws: Machine) -> None:
 
     aws.wait_for("another attempt", look)
     assert {status.error for status in seen} == {"pip install: no such package"}
+
+
+def test_a_wheel_that_stays_wrong_is_fetched_less_and_less_often(aws: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    aws.release(wheel_of(BOOTSTRAP), sha256="0" * 64)
+    monkeypatch.setenv("PATH", f"{aws.folder}:{os.environ['PATH']}")
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 6:
+            raise KeyboardInterrupt
+
+    program = load_stage0(aws.metadata, aws.folder)
+    program.PAUSES = (2, 60)
+    program.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
+    with pytest.raises(KeyboardInterrupt):
+        program.main()
+    assert pauses == [2, 4, 8, 16, 32, 60]
+
+
+def test_a_full_disk_is_told_at_once(aws: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    aws.release(wheel_of(BOOTSTRAP))
+    monkeypatch.setenv("PATH", f"{aws.folder}:{os.environ['PATH']}")
+    program = load_stage0(aws.metadata, aws.folder)
+    reports: list[tuple[str, str]] = []
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def post(cloud: object, *, error: str = "", hint: str = "") -> None:
+        if error:
+            reports.append((error, hint))
+            raise KeyboardInterrupt
+
+    program.Cloud.download = full
+    program.Cloud.post = post
+    with pytest.raises(KeyboardInterrupt):
+        program.main()
+    assert reports == [("OSError: [Errno 28] No space left on device", "raise disk_gib")]
 
 
 def test_what_may_heal_by_itself_is_an_error_only_after_a_while(aws: Machine) -> None:

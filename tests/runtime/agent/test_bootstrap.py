@@ -198,6 +198,12 @@ def test_the_last_words_of_a_command_are_its_error() -> None:
         bootstrap.run(["sh", "-c", "exit 3"], "what", "hint")
 
 
+def test_a_full_disk_is_called_that() -> None:
+    with pytest.raises(BootstrapError) as caught:
+        bootstrap.run(["sh", "-c", "echo 'OSError: [Errno 28] No space left on device'; exit 2"], "pip install", "hint")
+    assert "disk_gib" in caught.value.hint
+
+
 def test_a_bundle_takes_the_place_of_every_index(tmp_path: Path) -> None:
     env = pip_environment("https://index.example", None, tmp_path)
     assert (env["PIP_NO_INDEX"], env["PIP_FIND_LINKS"]) == ("1", str(tmp_path))
