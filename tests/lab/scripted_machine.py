@@ -1,0 +1,178 @@
+"""A machine without a machine: it reads its mailbox, reports through it, and answers on its address as a server would.
+
+moto gives addresses of 127.0.0.0/8, so that a thread of the test can listen there. Its certificate is made by the
+agent's own code. What it is not: a VM; boot, phases and engine are tested in the guest.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from runtime.agent.identity import make_pair
+from runtime.bucket import open_bucket
+from runtime.deployment import Deployment, decode_deployment, decode_keys
+from runtime.mailbox import (
+    CURRENT,
+    IDENTITY,
+    KEYS,
+    LOGS,
+    STATUS,
+    BucketMailbox,
+    Identity,
+    Status,
+    decode_current,
+    encode_status,
+)
+
+PHASES = ("python", "disk", "driver", "runtime", "weights", "load", "serve")
+POLL_S = 0.1
+
+
+class ScriptedMachine(threading.Thread):
+    """Watches the account for a machine of deployment `name` and plays it. `bad_releases` fail in phase load; then the
+    one before serves again, if there was one."""
+
+    def __init__(self, ec2: Any, s3: Any, region: str, name: str) -> None:
+        super().__init__(daemon=True)
+        self._ec2, self._s3, self._region, self._name = ec2, s3, region, name
+        self._over = threading.Event()
+        self._server: ThreadingHTTPServer | None = None
+        self._served: str | None = None
+        self.bad_lengths: set[int] = set()  # a max_model_len that this machine cannot load
+        self.requests: list[str] = []
+
+    def run(self) -> None:
+        while not self._over.wait(POLL_S):
+            found = self._instance(), self._mailbox()
+            if found[0] and found[1]:
+                self._look(found[0], found[1])
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def _instance(self) -> str | None:
+        wanted = [
+            {"Name": "tag:deployctl", "Values": [self._name]},
+            {"Name": "instance-state-name", "Values": ["running"]},
+        ]
+        found = self._ec2.describe_instances(Filters=wanted)["Reservations"]
+        return str(found[0]["Instances"][0]["InstanceId"]) if found else None
+
+    def _mailbox(self) -> BucketMailbox | None:
+        names = [item["Name"] for item in self._s3.list_buckets()["Buckets"]]
+        mine = [name for name in names if name.startswith(f"deployctl-{self._name}-mailbox-")]
+        return BucketMailbox(open_bucket("aws", self._region, mine[0])) if mine else None
+
+    def _look(self, instance: str, mailbox: BucketMailbox) -> None:
+        data, keys = mailbox.get(CURRENT), mailbox.get(KEYS)
+        current = decode_current(data) if data else None
+        if current is None or keys is None or current.release == self._served:
+            return
+        deployment = decode_deployment(mailbox.get(current.deployment) or b"")
+        if deployment.engine.max_model_len in self.bad_lengths:
+            self._report(mailbox, instance, current.release, "load", error="it does not fit", hint="make it smaller")
+            if self._served is not None:
+                error = f"release {current.release} failed: it does not fit"
+                self._report(mailbox, instance, self._served, "ready", error=error)
+            self._served = current.release
+            return
+        for phase in PHASES:
+            self._report(mailbox, instance, current.release, phase)
+        if self._server is None:
+            self._listen(mailbox, instance, deployment, decode_keys(keys)[0].sha256)
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        mailbox.put(f"{LOGS}engine.log", f"{stamp} {current.release} is loaded\n".encode())
+        self._report(mailbox, instance, current.release, "ready")
+        self._served = current.release
+
+    def _report(
+        self,
+        mailbox: BucketMailbox,
+        instance: str,
+        release: str,
+        phase: Any,
+        error: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        status = Status(
+            instance_id=instance, release=release, phase=phase, updated_at=time.time(), error=error, hint=hint
+        )
+        mailbox.put(STATUS, encode_status(status))
+
+    def _listen(self, mailbox: BucketMailbox, instance: str, deployment: Deployment, digest: str) -> None:
+        listen = deployment.listen
+        pair = make_pair(listen.names, datetime.now(UTC))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in (("certificate", pair.certificate), ("key", pair.key)):
+                Path(folder, name).write_bytes(data)
+            context.load_cert_chain(Path(folder, "certificate"), Path(folder, "key"))
+        handler = type("Handler", (_Handler,), {"digest": digest, "requests": self.requests})
+        address = next(name for name in listen.names if name.startswith("127."))
+        self._server = ThreadingHTTPServer((address, listen.port), handler)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        identity = Identity(instance_id=instance, certificate=pair.certificate.decode())
+        mailbox.put(
+            IDENTITY, json.dumps({name: getattr(identity, name) for name in identity.__struct_fields__}).encode()
+        )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    digest: str
+    requests: list[str]
+
+    def do_GET(self) -> None:
+        self._answer({"data": []})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.requests.append(self.path)
+        message = {"role": "assistant", "content": "Paris."}
+        usage = {"prompt_tokens": 7, "completion_tokens": 2}
+        self._answer({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+
+    def _answer(self, body: dict[str, Any]) -> None:
+        import hashlib
+
+        key = (self.headers["authorization"] or "").removeprefix("Bearer ")
+        allowed = hashlib.sha256(key.encode()).hexdigest() == self.digest
+        data = json.dumps(body if allowed else {"error": {"message": "wrong key"}}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def playing(machine: ScriptedMachine) -> Iterator[ScriptedMachine]:
+    machine.start()
+    try:
+        yield machine
+    finally:
+        machine.end()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
