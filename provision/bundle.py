@@ -23,7 +23,7 @@ from runtime.vm import Provider
 PREFIX = "bundle/wheels/"
 INDEX = f"{PREFIX}index.json"
 DEFAULT_PYTHON = "3.12"  # of Ubuntu 24.04, the default image on both clouds
-OLDEST_GLIBC, NEWEST_GLIBC = 5, 39  # 2.5: manylinux1; 2.39: Ubuntu 24.04
+OLDEST_GLIBC, NEWEST_GLIBC = 5, 35  # 2.5: manylinux1; 2.35: Ubuntu 22.04, the oldest image in use
 STDERR = 2  # the descriptor
 ALSO = ("pip",)  # images without ensurepip take it from the wheelhouse
 
@@ -99,6 +99,7 @@ def push(folder: Path, bucket: Bucket, prefix: str, report: Callable[[str], None
     digests = {name: file_sha256(path) for name, path in wheels.items()}
     start = f"{prefix}/{PREFIX}" if prefix else PREFIX
     index = f"{prefix}/{INDEX}" if prefix else INDEX
+    bucket.drop_uploads(start)
     known = json.loads(bucket.get(index) or b"{}")
     there = {blob.key.removeprefix(start): blob.size for blob in bucket.blobs(start)}
     sent = skipped = 0

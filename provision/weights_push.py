@@ -78,6 +78,7 @@ class Push:
     def run(self) -> Pushed:
         """Raises BucketError, ModelSourceError, DiskFullError, OSError."""
         origin = self._origin
+        self._bucket.drop_uploads(self._key(""))
         present = self._present()
         there = [entry for file in origin.files if (entry := present.get(file.name)) and self._is_there(file, entry)]
         names = {entry.name for entry in there}

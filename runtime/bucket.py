@@ -83,6 +83,11 @@ class Bucket(Protocol):
 
     def delete(self, keys: list[str]) -> None: ...
 
+    def drop_uploads(self, prefix: str = "") -> int:
+        """Ends uploads in parts below `prefix` that were never completed, and says how many: no listing shows their
+        parts, and they are billed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Service:

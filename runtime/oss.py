@@ -127,6 +127,18 @@ class OssBucket:
                     oss.DeleteMultipleObjectsRequest(bucket=self.name, objects=some, quiet=True, encoding_type="url")
                 )
 
+    def drop_uploads(self, prefix: str = "") -> int:
+        pages = self._client.list_multipart_uploads_paginator()
+        count = 0
+        with self._errors(prefix):
+            for page in pages.iter_page(oss.ListMultipartUploadsRequest(bucket=self.name, prefix=prefix)):
+                for item in page.uploads or []:
+                    self._client.abort_multipart_upload(
+                        oss.AbortMultipartUploadRequest(bucket=self.name, key=item.key, upload_id=item.upload_id)
+                    )
+                    count += 1
+        return count
+
     @contextmanager
     def _errors(self, key: str = "") -> Iterator[None]:
         place = f"{self._place}/{key}" if key else self._place
@@ -154,6 +166,8 @@ def _translate(error: Exception, place: str) -> BucketError:
         said = ": ".join(part for part in (place, code, cause.message) if part)
         if code == "PublicEndpointForbidden":
             said += f" ({FORBIDDEN_HINT})"
+        elif "must be addressed using the specified endpoint" in str(cause.message):
+            said += " (the bucket is in another region)"
         transient = cause.status_code >= 500 or cause.status_code == 429 or code in TRANSIENT
         return BucketError(said, code=code, transient=transient)
     return BucketError(f"{place}: {cause}", transient=transient)

@@ -118,6 +118,15 @@ class S3Bucket:
             for error in answer.get("Errors", []):
                 raise BucketError(f"{self._place}/{error['Key']}: {error['Message']}", code=error["Code"])
 
+    def drop_uploads(self, prefix: str = "") -> int:
+        count = 0
+        with self._errors(prefix):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix):
+                for item in page.get("Uploads", []):
+                    self._client.abort_multipart_upload(Bucket=self.name, Key=item["Key"], UploadId=item["UploadId"])
+                    count += 1
+        return count
+
     @contextmanager
     def _errors(self, key: str = "") -> Iterator[None]:
         place = f"{self._place}/{key}" if key else self._place

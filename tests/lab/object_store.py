@@ -92,6 +92,7 @@ class ObjectStore:
         self.faults = Faults()
         self.buckets: dict[str, dict[str, Stored]] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
+        self.upload_keys: dict[str, tuple[str, str]] = {}  # by upload: bucket, key
         self.requests: list[Request] = []
         self.served: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by bucket/key: start, end of each body
         self.lock = threading.RLock()

@@ -131,7 +131,21 @@ class StoreApi(BaseHTTPRequestHandler):
             return self._send(204)
         if self.command == "HEAD":
             return self._send(200)
-        return self._list(objects)
+        return self._list_uploads() if "uploads" in self._args else self._list(objects)
+
+    def _list_uploads(self) -> None:
+        prefix = self._args.get("prefix", "")
+        self._may("listing", prefix)
+        with self.store.lock:
+            open_ones = {upload: self.store.upload_keys[upload] for upload in self.store.uploads}
+        items = "".join(
+            f"<Upload><Key>{quote(key)}</Key><UploadId>{upload}</UploadId></Upload>"
+            for upload, (bucket, key) in open_ones.items()
+            if bucket == self._bucket and key.startswith(prefix)
+        )
+        self._send_xml(
+            "ListMultipartUploadsResult", f"<EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>{items}"
+        )
 
     def _list(self, objects: dict[str, Stored]) -> None:
         prefix = self._args.get("prefix", "")
@@ -223,8 +237,9 @@ class StoreApi(BaseHTTPRequestHandler):
         self._may("write", self._key)
         if "uploads" in self._args:
             with self.store.lock:
-                upload = f"upload-{len(self.store.uploads) + 1}"
+                upload = f"upload-{len(self.store.upload_keys) + 1}"
                 self.store.uploads[upload] = {}
+                self.store.upload_keys[upload] = (self._bucket, self._key)
             place = f"<Bucket>{self._bucket}</Bucket><Key>{escape(self._key)}</Key>"
             return self._send_xml("InitiateMultipartUploadResult", f"{place}<UploadId>{upload}</UploadId>")
         upload = self._args["uploadId"]

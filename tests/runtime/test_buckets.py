@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -130,6 +131,23 @@ def test_a_file_of_many_parts_arrives_whole_and_its_bytes_are_reported(
     assert store.get(NAME, "weights/big") == data
     assert store.buckets[NAME]["weights/big"].etag.endswith("-3")
     assert sum(moved) == len(data)
+
+
+@BOTH
+def test_unfinished_uploads_are_ended_below_their_prefix_only(
+    store: ObjectStore, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = opened(store, provider, monkeypatch)
+    client: Any = s3_client(store)
+    for key in (f"mine/{ODD_KEY}", "mine/b", "others/c"):
+        upload = client.create_multipart_upload(Bucket=NAME, Key=key)["UploadId"]
+        client.upload_part(Bucket=NAME, Key=key, UploadId=upload, PartNumber=1, Body=b"part")
+    assert bucket.drop_uploads("mine/") == 2
+    assert [key for upload, (_, key) in store.upload_keys.items() if upload in store.uploads] == ["others/c"]
+
+
+def s3_client(store: ObjectStore) -> object:
+    return s3.S3Bucket(REGION, NAME, service_of(store.url(NAME), NAME))._client
 
 
 @BOTH
