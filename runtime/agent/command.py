@@ -19,14 +19,16 @@ from runtime.deployment import Struct
 
 SAMPLE_S = 1.0
 LAST_WORDS = 300  # characters
+WORKER = (sys.executable, "-m", "runtime.agent.command")
 
 
 class CommandJob(Struct, frozen=True):
-    """`folder`: on the disk that the command writes to."""
+    """`folder`: on the disk that the command writes to. `proxy`: a URL that may hold a password."""
 
     argv: tuple[str, ...]
     log: str
     folder: str
+    proxy: str | None = None
 
 
 def main() -> int:
@@ -34,6 +36,8 @@ def main() -> int:
     # The command runs in this process's session and must not outlive it.
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    if job.proxy is not None:
+        env |= {"http_proxy": job.proxy, "https_proxy": job.proxy}
     with open(job.log, "ab") as log:
         try:
             process = subprocess.Popen(job.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)

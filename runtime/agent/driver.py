@@ -7,7 +7,6 @@ mirror inside its network, which needs no internet, and run. It may restart the 
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from runtime.agent import install, phases
-from runtime.agent.command import CommandJob
+from runtime.agent.command import WORKER, CommandJob
 from runtime.agent.metadata import Metadata, MetadataError
 from runtime.agent.releases import Release
 from runtime.agent.status import PhaseError, Progress, Report
@@ -31,7 +30,6 @@ FIRST_BOOT_S = 300.0  # uptime within which a driver that does not answer may on
 ASK_AGAIN_S = 5.0
 STALL_S = 900.0  # building kernel modules is silent, and writes little
 ATTEMPTS = 2
-WORKER = (sys.executable, "-m", "runtime.agent.command")
 SCRIPT = "/opsx/ecs/linux/binary/script/auto_install_v4.0.sh"
 # Wheels of torch 2.11 and newer are CUDA 13 builds. Not yet run on a real cloud: if the mirror lacks this driver, the
 # installer says so, and an image with a driver is the way.

@@ -19,6 +19,7 @@ from runtime.agent.units import EXIT_CONFIG
 from runtime.mailbox import write_atomic
 from runtime.vm import ENGINE_USER, GROUP, METADATA_ADDRESS, RUN_DIR, SERVER_USER, STATE_DIR, VM_FILE, decode_vm
 
+ANY_ADDRESS = "0.0.0.0"
 UNIT_DIR = Path("/etc/systemd/system")
 SYSUSERS = Path("/etc/sysusers.d/deployctl.conf")
 TMPFILES = Path("/etc/tmpfiles.d/deployctl.conf")
@@ -61,14 +62,14 @@ def install_agent(root: Path = Path("/"), call: Call | None = None) -> None:
     call(("systemctl", "start", AGENT_UNIT))
 
 
-def open_port(port: int, root: Path = Path("/"), call: Call | None = None) -> bool:
-    """Socket, server and engine as this version wants them, and the socket listens on `port` of every address.
+def open_port(port: int, root: Path = Path("/"), call: Call | None = None, address: str = ANY_ADDRESS) -> bool:
+    """Socket, server and engine as this version wants them, and the socket listens on `port` of `address`.
 
     True: something has changed, so that a server that runs must start again; when the socket has changed, both have
     been stopped. May be cut off anywhere and repeated. Raises InstallError.
     """
     call = call or run_command
-    socket = render(f"{SOCKET_UNIT}.j2", port)
+    socket = render(f"{SOCKET_UNIT}.j2", port, address)
     moved = differs(root, UNIT_DIR / SOCKET_UNIT, socket)
     if moved:  # before the file: whoever comes after a cut finds them stopped, or the old file
         attempt(call, "systemctl", "stop", SERVER_UNIT, SOCKET_UNIT)
@@ -104,8 +105,8 @@ def packages_to_hold(listing: str) -> tuple[str, ...]:
     return tuple(sorted({words[1] for words in found if words[:1] == ["ii"] and _HELD.fullmatch(words[1])}))
 
 
-def render(template: str, port: int = 0) -> str:
-    """One of `templates/` for this machine. `port` is used by the socket only."""
+def render(template: str, port: int = 0, address: str = ANY_ADDRESS) -> str:
+    """One of `templates/` for this machine. `port` and `address` are used by the socket only."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -117,6 +118,7 @@ def render(template: str, port: int = 0) -> str:
     )
     return environment.get_template(template).render(
         port=port,
+        address=address,
         state=STATE_DIR,
         run=RUN_DIR,
         vm_file=VM_FILE,

@@ -22,7 +22,7 @@ EVERY_S = 30.0
 TOOL_TIMEOUT_S = 20.0
 UNITS: Mapping[str, tuple[str, ...]] = {
     "agent": ("deployctl-agent.service",),
-    "server": ("deployctl-server.service",),
+    "server": ("deployctl-server.service", "caddy.service"),
     "engine": ("deployctl-engine.service",),
     "boot": (
         "cloud-init-local.service",

@@ -20,15 +20,15 @@ from pathlib import Path
 import msgspec
 
 from runtime.agent import disk, install, phases
-from runtime.agent.command import CommandJob
 from runtime.agent.courier import Courier
 from runtime.agent.driver import ASK_AGAIN_S, Driver, uptime_s, wait
-from runtime.agent.driver import WORKER as COMMAND_WORKER
 from runtime.agent.files import Access
+from runtime.agent.front import INNER_PORT, Front, certificate_error, domains_of
 from runtime.agent.identity import Keeper, read_ssh_host_key, utc_now
 from runtime.agent.life import LifeWatch
 from runtime.agent.main import Agent, Settings, follow_signals
 from runtime.agent.metadata import Metadata, MetadataError
+from runtime.agent.packages import install_packages
 from runtime.agent.releases import Release, Releases
 from runtime.agent.rounds import Rounds
 from runtime.agent.serving import Health, probe_health
@@ -38,7 +38,7 @@ from runtime.agent.systemd import Systemd
 from runtime.agent.units import UnitManager
 from runtime.agent.uploads import Uploads
 from runtime.agent.weights import Caches
-from runtime.agent.worker import WorkerError, run_worker
+from runtime.agent.worker import WorkerError
 from runtime.bucket import open_bucket
 from runtime.deployment import Listen, Setup
 from runtime.mailbox import (
@@ -60,16 +60,19 @@ LOOPBACK = "127.0.0.1"
 BUCKET_S = 3.0  # between two looks into the bucket, and between two reports of progress to it
 METADATA_AGAIN_S = 2.0
 LAST_ROUND_S = 5.0  # systemd kills after 10 s
-COMPILER_STALL_S = 300.0
+COMPILER = ("gcc", "libc6-dev", "python3-dev")
 IMAGE_MOUNTS_WITHIN_S = 180.0  # of the machine's start
 SETTINGS = Settings(poll_s=1.0, status_s=1.0)
 TLS_OF_SERVER = ("pinned", "own")
-NOT_YET = {"acme": "certificates of a public authority are not yet made on the machine"}
+
+
+def open_socket(address: str, port: int) -> bool:
+    return install.open_port(port, address=address)
 
 
 @dataclass(slots=True)
 class VmMachine:
-    """`runtime.agent.machine.Machine` on a VM. `open_port` is `install.open_port`."""
+    """`runtime.agent.machine.Machine` on a VM. `open_port(address, port)` renders units and opens the socket."""
 
     state: Path
     units: UnitManager
@@ -82,7 +85,8 @@ class VmMachine:
     keeper: Keeper
     uploads: Uploads
     rounds: Rounds
-    open_port: Callable[[int], bool] = install.open_port
+    front: Front
+    open_port: Callable[[str, int], bool] = open_socket
     run_tool: disk.Run = disk.run_command
     image_mounts_stores: bool = field(default_factory=disk.image_mounts_stores)
     _weights: Path | None = None
@@ -95,8 +99,9 @@ class VmMachine:
         return Caches(models=root / "models", hub=root / "hub")
 
     def prepare_python(self, wanted: Current, release: Release, report: Report) -> None:
-        _refuse_not_yet(release.deployment.listen)
         self.software.install(wanted, release, report)
+        if release.deployment.listen.tls == "acme":
+            self.front.install((release.deployment.setup or Setup()).proxy, report)
 
     def prepare_disk(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> None:
         setup = release.deployment.setup or Setup()
@@ -122,10 +127,9 @@ class VmMachine:
 
     def open(self, release: Release) -> bool:
         listen = release.deployment.listen
-        _refuse_not_yet(listen)
         changed = self._ensure_certificate(listen)
         try:
-            changed = self.open_port(listen.port) or changed
+            changed = self._open_port(listen) or changed
         except install.InstallError as error:
             raise PhaseError(f"port {listen.port}: {error}", error.hint) from error
         identity = Identity(
@@ -138,8 +142,14 @@ class VmMachine:
 
     def probe(self, release: Release) -> Health | None:
         listen = release.deployment.listen
-        certificate = self.keeper.leaf() if listen.tls in TLS_OF_SERVER else None
-        return probe_health(LOOPBACK, listen.port, certificate)
+        if listen.tls != "acme":
+            certificate = self.keeper.leaf() if listen.tls in TLS_OF_SERVER else None
+            return probe_health(LOOPBACK, listen.port, certificate)
+        health = probe_health(LOOPBACK, INNER_PORT)
+        if health is None or not health.ready:
+            return health
+        error = certificate_error(domains_of(listen.names)[0], listen.port)
+        return health if error is None else Health(phase="serve", error=error)
 
     def warning(self) -> str | None:
         return "; ".join(self._warnings) or None
@@ -152,6 +162,15 @@ class VmMachine:
         moved = self.software.adopt(release)
         self.software.prune()
         return moved
+
+    def _open_port(self, listen: Listen) -> bool:
+        """Whoever had the port before gives it back first."""
+        if listen.tls == "acme":
+            changed = self.open_port(LOOPBACK, INNER_PORT)
+            self.front.open(domains_of(listen.names), listen.port)
+            return changed
+        self.front.close()
+        return self.open_port(install.ANY_ADDRESS, listen.port)
 
     def _blocks(self, setup: Setup, report: Report) -> list[disk.Block]:
         """Waits, soon after boot only, for an image that mounts instance stores itself."""
@@ -185,10 +204,8 @@ class VmMachine:
         if has_compiler():
             return
         if setup.egress not in ("bundle", "none"):
-            argv = ("apt-get", "install", "-y", "gcc", "libc6-dev", "python3-dev")
-            job = CommandJob(argv=argv, log=str(self.state / "apt.log"), folder=str(self.state))
             try:
-                run_worker(COMMAND_WORKER, stdin=msgspec.json.encode(job), report=report, stall_s=COMPILER_STALL_S)
+                install_packages(COMPILER, self.state / "apt.log", setup.proxy, report)
             except WorkerError as error:
                 print(f"apt-get: {error.error}", file=sys.stderr, flush=True)
         if not has_compiler():
@@ -261,6 +278,7 @@ def run(vm_file: Path) -> int:
         keeper=Keeper(STATE_DIR / "tls", Access(0o640, 0o750, gid=server_group)),
         uploads=uploads,
         rounds=rounds,
+        front=Front(STATE_DIR),
     )
     rounds.start()
     try:
@@ -269,8 +287,3 @@ def run(vm_file: Path) -> int:
         rounds.end(LAST_ROUND_S)
         uploads.hurry()
         rounds.go_once()
-
-
-def _refuse_not_yet(listen: Listen) -> None:
-    if listen.tls in NOT_YET:
-        raise PhaseError(f"tls {listen.tls}: {NOT_YET[listen.tls]}", "choose tls: pinned, own or off", retry=False)

@@ -69,6 +69,7 @@ def vm_agent(state: Path, root: Path, times: Settings) -> int:
     from runtime.agent.courier import Courier
     from runtime.agent.driver import Driver
     from runtime.agent.files import PRIVATE
+    from runtime.agent.front import Front
     from runtime.agent.identity import Keeper
     from runtime.agent.main import Agent, follow_signals
     from runtime.agent.metadata import Metadata
@@ -111,7 +112,8 @@ def vm_agent(state: Path, root: Path, times: Settings) -> int:
         keeper=Keeper(state / "tls", PRIVATE),
         uploads=uploads,
         rounds=Rounds((uploads.upload, courier.sync), 0.05),
-        open_port=lambda _: False,
+        front=Front(state, lambda _: "", state / "Caddyfile"),
+        open_port=lambda address, port: False,
     )
     machine.rounds.start()
     try:

@@ -17,6 +17,7 @@ from runtime.agent.control import SupervisorClient
 from runtime.agent.disk import Output
 from runtime.agent.driver import Driver
 from runtime.agent.files import PRIVATE
+from runtime.agent.front import INNER_PORT, Front
 from runtime.agent.identity import Keeper
 from runtime.agent.metadata import Metadata, MetadataError
 from runtime.agent.releases import Release
@@ -91,7 +92,8 @@ def machine(tmp_path: Path, tools: Tools) -> VmMachine:
         keeper=Keeper(tmp_path / "tls", PRIVATE),
         uploads=Uploads(mailbox, lambda _: b""),
         rounds=Rounds((), 60.0),
-        open_port=lambda _: False,
+        front=Front(tmp_path, lambda _: "", tmp_path / "Caddyfile"),
+        open_port=lambda address, port: False,
         run_tool=tools.run,
         image_mounts_stores=False,
     )
@@ -123,7 +125,7 @@ def test_opened_again_nothing_changes_and_the_server_may_run_on(machine: VmMachi
 
 def test_units_that_have_changed_restart_the_server(machine: VmMachine) -> None:
     machine.open(release_with())
-    machine.open_port = lambda _: True
+    machine.open_port = lambda address, port: True
     assert machine.open(release_with())
 
 
@@ -140,7 +142,7 @@ def test_addresses_that_are_not_known_yet_are_an_error_that_heals(machine: VmMac
 
 
 def test_units_that_cannot_be_made_are_an_error_of_the_phase(machine: VmMachine) -> None:
-    def fail(_: int) -> bool:
+    def fail(address: str, port: int) -> bool:
         raise install.InstallError("systemctl start deployctl.socket: address in use", "stop what has the port")
 
     machine.open_port = fail
@@ -176,9 +178,21 @@ def test_a_missing_compiler_is_a_hint_and_no_error(machine: VmMachine, monkeypat
     assert "install gcc and python3-dev" in (machine.warning() or "")
 
 
-def test_acme_is_refused_by_name_until_it_is_there(machine: VmMachine) -> None:
-    with pytest.raises(PhaseError, match="tls acme") as caught:
-        machine.open(release_with(Listen(tls="acme", names=("llm.example.org",))))
+def test_with_acme_the_server_listens_on_loopback_and_caddy_on_the_port(machine: VmMachine) -> None:
+    opened: list[tuple[str, int]] = []
+    machine.open_port = lambda address, port: bool(opened.append((address, port)))
+    machine.open(release_with(Listen(tls="acme", names=(PUBLIC, "llm.example.org"))))
+    assert opened == [("127.0.0.1", INNER_PORT)]
+    assert "https_port 8000" in machine.front.config.read_text()
+    assert identity_of(machine).certificate is None
+    machine.open(release_with())
+    assert opened[-1] == ("0.0.0.0", 8000)
+    assert not machine.front.config.exists()
+
+
+def test_acme_without_a_domain_is_refused(machine: VmMachine) -> None:
+    with pytest.raises(PhaseError, match="no domain") as caught:
+        machine.open(release_with(Listen(tls="acme", names=(PUBLIC,))))
     assert not caught.value.retry
 
 
