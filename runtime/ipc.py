@@ -31,6 +31,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     """How to choose the next token. `temperature` 0 is greedy. `top_k` 0 = off. `logit_bias`: (token id, added value).
 
     `logprobs`: how many of the most probable tokens to report beside the chosen one; None = no log-probabilities.
+    `grammar`: what the output must match, in llguidance's form, validated by the server; None = anything.
     """
 
     max_tokens: int
@@ -47,6 +48,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    grammar: str | None = None
 
     @property
     def has_penalty(self) -> bool:

@@ -13,14 +13,18 @@ import sys
 import threading
 import time
 
+from torch import Tensor
+
+from runtime.engine.grammar import GrammarError, Grammars
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Scheduler
+from runtime.engine.scheduler import Row, Scheduler
 from runtime.engine.sequence import Sequence
 from runtime.ipc import Abort, FinishReason, Heartbeat, Output, Outputs, Submit, ToEngine, TokenLogprobs
 from runtime.ops.sampling import INVALID, Logprobs, Sample
 
 IDLE_POLL_S = 1.0
+MAX_REASON = 300  # characters of a grammar's failure
 CRASHED = 70  # sysexits EX_SOFTWARE
 
 log = logging.getLogger("engine")
@@ -57,11 +61,14 @@ class Watchdog:
 class EngineLoop:
     """Requests in, tokens out, until the process ends."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, link: ServerLink, watchdog: Watchdog) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, link: ServerLink, watchdog: Watchdog, grammars: Grammars
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.watchdog = watchdog
+        self.grammars = grammars
         self._eos = frozenset(runner.model.spec.eos_token_ids)
 
     def run(self) -> None:
@@ -76,12 +83,25 @@ class EngineLoop:
         """Plans and runs one step; returns what it produced."""
         self.watchdog.begin()
         rows = self.scheduler.plan()
-        samples = self.runner.step(rows)
+        allowed, broken = self._masks(rows)
+        samples = self.runner.step(rows, allowed)
         self.scheduler.apply(rows, [sample.token for sample in samples])
         sampled = (row.seq for row in rows if row.samples)
-        outputs = [self._output(seq, sample) for seq, sample in zip(sampled, samples, strict=True)]
+        outputs = [self._output(seq, sample, broken.get(seq.id)) for seq, sample in zip(sampled, samples, strict=True)]
         self.watchdog.end()
         return outputs
+
+    def _masks(self, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """(allowed tokens, why a grammar failed) by request id, for the rows that sample under a grammar."""
+        allowed: dict[str, Tensor] = {}
+        broken: dict[str, str] = {}
+        for row in rows:
+            if row.samples and row.seq.matcher is not None:
+                try:
+                    allowed[row.seq.id] = row.seq.matcher.allowed()
+                except GrammarError as error:
+                    broken[row.seq.id] = str(error)
+        return allowed, broken
 
     def _drain(self) -> None:
         """Takes every command that has arrived; waits for one only when there is nothing to do."""
@@ -103,7 +123,9 @@ class EngineLoop:
         match frame:
             case Submit():
                 try:
-                    self.scheduler.add(Sequence(frame.id, frame.prompt, frame.sampling, frame.salt))
+                    grammar = frame.sampling.grammar
+                    matcher = None if grammar is None else self.grammars.open(grammar)
+                    self.scheduler.add(Sequence(frame.id, frame.prompt, frame.sampling, frame.salt, matcher))
                 except ValueError as error:
                     self._refuse(frame.id, str(error))
             case Abort():
@@ -113,12 +135,17 @@ class EngineLoop:
         output = Output(request_id, [], finish="error", error=reason)
         self.link.send(Outputs([output], self.scheduler.stats()))
 
-    def _output(self, seq: Sequence, sample: Sample) -> Output:
+    def _output(self, seq: Sequence, sample: Sample, broken: str | None) -> Output:
         if sample.token == INVALID:
-            self.scheduler.finish(seq)
-            error = "the model's output is not a number: this request cannot go on"
             log.error("request %s: logits are not finite", seq.id)
-            return Output(seq.id, [], finish="error", error=error)
+            return self._give_up(seq, "the model's output is not a number: this request cannot go on")
+        if seq.matcher is not None:
+            try:
+                seq.matcher.accept(sample.token)
+            except GrammarError as error:
+                broken = broken or str(error)
+        if broken is not None:
+            return self._give_up(seq, f"the grammar cannot be followed any further: {broken[:MAX_REASON]}")
         finish: FinishReason | None = seq.finish_reason(self._eos, self.scheduler.max_model_len)
         if finish is not None:
             self.scheduler.finish(seq)
@@ -131,6 +158,11 @@ class EngineLoop:
             cached_tokens=seq.cached_tokens if first else 0,
             logprobs=None if sample.logprobs is None else [_logprobs(sample.logprobs)],
         )
+
+    def _give_up(self, seq: Sequence, error: str) -> Output:
+        """Ends one request; the others go on."""
+        self.scheduler.finish(seq)
+        return Output(seq.id, [], finish="error", error=error)
 
 
 def _logprobs(found: Logprobs) -> TokenLogprobs:

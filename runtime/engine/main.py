@@ -21,6 +21,7 @@ import torch
 
 from runtime.deployment import Deployment, EngineOptions, Weights, decode_deployment, decode_weights
 from runtime.engine.blocks import BlockPool
+from runtime.engine.grammar import Grammars
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.loop import CRASHED, EngineLoop, Watchdog
 from runtime.engine.memory import OutOfMemoryError, PoolSize, cpu_pool, gpu_pool, used_bytes
@@ -127,7 +128,8 @@ def _serve(release_dir: Path, run_dir: Path) -> None:
         Heartbeat(scheduler.stats(), watchdog.limit_s),
     )
     log.info("ready after %.1f s", time.monotonic() - begin)
-    EngineLoop(scheduler, runner, link, watchdog).run()
+    grammars = Grammars(Path(weights.path), spec.vocab_size, spec.eos_token_ids)
+    EngineLoop(scheduler, runner, link, watchdog, grammars).run()
 
 
 def _load(deployment: Deployment, weights: Weights, link: ServerLink) -> Runner:

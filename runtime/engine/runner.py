@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 import torch
@@ -42,11 +42,15 @@ class Runner:
         self.caches = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(spec.num_layers)]
 
     @torch.inference_mode()
-    def step(self, rows: list[Row]) -> list[Sample]:
-        """Runs the rows; returns one sample for each row that asks for one (token INVALID for broken logits)."""
+    def step(self, rows: list[Row], allowed: Mapping[str, Tensor] | None = None) -> list[Sample]:
+        """Runs the rows; returns one sample for each row that asks for one (token INVALID for broken logits).
+
+        `allowed`: [V] bool by request id, where a grammar leaves only some tokens.
+        """
         batch = self._batch(rows)
         logits = self.model.forward(batch, self.caches)
-        sampling = [self._sampling(row) for row in rows if row.samples]
+        masks = allowed or {}
+        sampling = [self._sampling(row, masks.get(row.seq.id)) for row in rows if row.samples]
         return sample(logits, sampling) if sampling else []
 
     @torch.inference_mode()
@@ -103,7 +107,7 @@ class Runner:
             rows=tuple((row.count, row.start + row.count) for row in rows),
         )
 
-    def _sampling(self, row: Row) -> SamplingRow:
+    def _sampling(self, row: Row, allowed: Tensor | None) -> SamplingRow:
         seq, s = row.seq, row.seq.sampling
         too_early = seq.num_output < s.min_tokens
         return SamplingRow(
@@ -121,6 +125,7 @@ class Runner:
             prompt=seq.tokens[: seq.num_prompt] if s.repetition_penalty != 1 else (),
             output=seq.tokens[seq.num_prompt :] if s.has_penalty else (),
             logprobs=s.logprobs,
+            allowed=allowed,
         )
 
     def _ints(self, values: Iterable[int]) -> Tensor:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from runtime.engine.blocks import chain_hash, root_hash
 from runtime.ipc import FinishReason, Sampling
+
+if TYPE_CHECKING:
+    from runtime.engine.grammar import Matcher
 
 
 class Sequence:
@@ -17,15 +22,18 @@ class Sequence:
     """
 
     __slots__ = (
-        "_hashes", "blocks", "cached_tokens", "id", "num_computed", "num_prompt", "sampling",
+        "_hashes", "blocks", "cached_tokens", "id", "matcher", "num_computed", "num_prompt", "sampling",
         "sealed", "tokens",
     )  # fmt: skip
 
-    def __init__(self, id: str, prompt: list[int], sampling: Sampling, salt: bytes = b"") -> None:
+    def __init__(
+        self, id: str, prompt: list[int], sampling: Sampling, salt: bytes = b"", matcher: Matcher | None = None
+    ) -> None:
         self.id = id
         self.tokens = list(prompt)
         self.num_prompt = len(prompt)
         self.sampling = sampling
+        self.matcher = matcher  # where the output must match a grammar
         self.blocks: list[int] = []
         self.num_computed = 0
         self.sealed = 0  # leading blocks that were offered to the prefix cache

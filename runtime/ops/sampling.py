@@ -41,6 +41,7 @@ class SamplingRow:
     prompt: Sequence[int] = ()
     output: Sequence[int] = ()
     logprobs: int | None = None  # how many of the most probable tokens to report; None = no log-probabilities
+    allowed: Tensor | None = None  # [V] bool: the tokens that a grammar allows; None = all
 
     @property
     def has_penalty(self) -> bool:
@@ -92,8 +93,10 @@ def sample(logits: Tensor, rows: list[SamplingRow]) -> list[Sample]:
 
 
 def _adjust(logits: Tensor, row: SamplingRow) -> None:
-    """Bias, bans and penalties of one row [V], in place."""
+    """Bias, bans, grammar and penalties of one row [V], in place."""
     device = logits.device
+    if row.allowed is not None:
+        logits.masked_fill_(~row.allowed.to(device), -torch.inf)
     if row.bias:
         biased = torch.tensor([token for token, _ in row.bias], device=device)
         logits[biased] += torch.tensor([value for _, value in row.bias], dtype=logits.dtype, device=device)

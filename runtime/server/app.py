@@ -22,6 +22,7 @@ from runtime.deployment import ApiKey, Deployment
 from runtime.ipc import Sampling
 from runtime.server import limits
 from runtime.server.auth import KeyRing
+from runtime.server.chat import chat_grammar, offered_tools, parser_maker, template_options, text_grammar, turns_of
 from runtime.server.completion import CompletionResponse, Job
 from runtime.server.engine_client import EngineClient
 from runtime.server.errors import SERVER, ApiError, bounded, from_status, from_validation, invalid, not_ready
@@ -29,17 +30,17 @@ from runtime.server.gate import KEY, REQUEST_ID, Gate
 from runtime.server.jobs import COMPLETION_MAX_TOKENS, Bounds, max_tokens_of, samplings_of
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
+from runtime.server.output_parser import OutputParser
 from runtime.server.rates import Rates
 from runtime.server.schema import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     GenerationBody,
-    Message,
     TokenizeBody,
 )
 from runtime.server.status import Readiness
-from runtime.server.tokenizer import ModelTokenizer, PromptError, PromptTooLongError
+from runtime.server.tokenizer import ChatPrompt, ModelTokenizer, PromptError, PromptTooLongError
 from runtime.server.wire import ChatFormat, Format, TextFormat
 
 _T = TypeVar("_T")
@@ -143,15 +144,24 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         _check_model(service, body.model)
         tokenizer = _tokenizer(service)
         limit = _context(service)
-        ids = await _in_pool(service, lambda: tokenizer.encode_chat(_turns(body.messages), limit), "messages")
+        tools = offered_tools(body, tokenizer)
+        options = template_options(body, tokenizer)
+
+        def prepare() -> tuple[ChatPrompt, str | None]:
+            rendered = [tool.model_dump(exclude_none=True) for tool in tools]
+            prompt = tokenizer.encode_chat(turns_of(body.messages), limit, tools=rendered, options=options)
+            return prompt, chat_grammar(body, tools, prompt, tokenizer)
+
+        prompt, grammar = await _in_pool(service, prepare, "messages")
         wanted, field = max_tokens_of(body)
         if wanted is None:
-            wanted = max(1, limit - len(ids))
+            wanted = max(1, limit - len(prompt.ids))
         bounds = _bounds(service)
-        bounds.check(ids, wanted, "messages", field)
-        samplings = samplings_of(body, wanted, body.wanted_logprobs, bounds.vocab_size)
+        bounds.check(prompt.ids, wanted, "messages", field)
+        samplings = samplings_of(body, wanted, body.wanted_logprobs, bounds.vocab_size, grammar)
         form = ChatFormat(request.scope[REQUEST_ID], int(time.time()), service.name, body.include_usage)
-        return _run(service, request, body, [ids], samplings, form)
+        parser = parser_maker(body, tools, prompt, tokenizer)
+        return _run(service, request, body, [prompt.ids], samplings, form, parser=parser)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -159,15 +169,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         tokenizer = _tokenizer(service)
         limit = _context(service)
 
-        def encode() -> list[list[int]]:
-            return [p if isinstance(p, list) else tokenizer.encode_text(p, limit) for p in body.prompt]
+        def prepare() -> tuple[list[list[int]], str | None]:
+            prompts = [p if isinstance(p, list) else tokenizer.encode_text(p, limit) for p in body.prompt]
+            return prompts, text_grammar(body)
 
-        prompts = await _in_pool(service, encode, "prompt")
+        prompts, grammar = await _in_pool(service, prepare, "prompt")
         wanted = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         bounds = _bounds(service)
         for ids in prompts:
             bounds.check(ids, wanted, "prompt", "max_tokens")
-        samplings = samplings_of(body, wanted, body.wanted_logprobs, bounds.vocab_size)
+        samplings = samplings_of(body, wanted, body.wanted_logprobs, bounds.vocab_size, grammar)
         if len(prompts) * len(samplings) > limits.MAX_PROMPTS:
             raise invalid(
                 f"{len(prompts)} prompts with n {len(samplings)} are {len(prompts) * len(samplings)} choices, over the "
@@ -185,7 +196,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
         def encode() -> list[int]:
             if messages is not None:
-                return tokenizer.encode_chat(_turns(messages), limit)
+                return tokenizer.encode_chat(turns_of(messages), limit).ids
             return tokenizer.encode_text(prompt, limit, add_special_tokens=body.add_special_tokens)
 
         ids = await _in_pool(service, encode, "prompt" if messages is None else "messages")
@@ -212,6 +223,7 @@ def _run(
     form: Format,
     *,
     echoes: Sequence[str] | None = None,
+    parser: Callable[[], OutputParser] | None = None,
 ) -> Response:
     """`echoes`: None for a chat, whose answer does not go on where its prompt's text ends."""
     key: ApiKey = request.scope[KEY]
@@ -225,6 +237,7 @@ def _run(
         salt=bytes.fromhex(key.sha256)[:16],  # one prefix cache per key
         stream=bool(body.stream),
         continues_prompt=echoes is not None,
+        parser=parser,
         format=form,
         headers=headers,
         spend=functools.partial(service.rates.spend, key),
@@ -280,15 +293,6 @@ async def _in_pool(service: Service, work: Callable[[], _T], param: str) -> _T:
         raise invalid(str(error), param, "context_length_exceeded") from error
     except PromptError as error:
         raise invalid(bounded(str(error)), param) from error
-
-
-def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Turns as templates expect them. They know `system` only, which is what `developer` means to them."""
-    turns = []
-    for message in messages:
-        turn = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-        turns.append(turn if message.name is None else {**turn, "name": message.name})
-    return turns
 
 
 def _card(service: Service) -> ModelCard:

@@ -44,19 +44,29 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
         self._special_tokens = dict(special_tokens)
+        self.source = source
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the chat template does not compile: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt text up to where the assistant starts to write. Raises ChatTemplateError."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, bool] | None = None,
+    ) -> str:
+        """The prompt text up to where the assistant starts to write. `options`: further names that templates know.
+
+        Raises ChatTemplateError.
+        """
         try:
             return self._template.render(
                 messages=messages,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=True,
+                **(options or {}),
                 **self._special_tokens,
             )
         except ChatTemplateError:

@@ -20,6 +20,7 @@ from runtime.server.engine_client import ClientGoneError, EngineClient, Inbox
 from runtime.server.errors import ApiError
 from runtime.server.generation import Generation, Piece
 from runtime.server.metrics import Metrics
+from runtime.server.output_parser import OutputParser
 from runtime.server.stop import StopMatcher
 from runtime.server.tokenizer import ModelTokenizer
 from runtime.server.wire import DONE, Choice, Delta, Format, Usage, usage_of
@@ -42,6 +43,7 @@ class Job:
     salt: bytes
     stream: bool
     continues_prompt: bool  # the output goes on where the prompt's text ends
+    parser: Callable[[], OutputParser] | None  # of a chat model that marks thoughts or calls; one for each choice
     format: Format
     headers: Mapping[str, str]  # of the answer
     spend: Callable[[int], None]  # told of output tokens as they come
@@ -73,6 +75,7 @@ class CompletionResponse(Response):
                     submitted_at=now,
                     texts=tokenizer.texts if sampling.logprobs is not None else None,
                     echo=job.echoes[number] if job.echoes else "",
+                    parser=job.parser() if job.parser is not None else None,
                 )
         self._open = len(self._generations)
         self._own_headers = [(name.encode(), value.encode()) for name, value in job.headers.items()]
@@ -148,10 +151,17 @@ class CompletionResponse(Response):
             piece = self._feed(inbox, generation, output)
             offset = generation.offset
             generation.offset += sum(len(entry.token) for entry in piece.logprobs)
-            asked = piece.logprobs if generation.texts is not None else None
-            events += self._job.format.chunk(
-                Delta(generation.index, piece.text, generation.finish_reason, first, asked, offset)
+            delta = Delta(
+                index=generation.index,
+                text=piece.text,
+                finish_reason=generation.finish_reason,
+                first=first,
+                logprobs=piece.logprobs,
+                offset=offset,
+                reasoning=piece.reasoning,
+                calls=piece.calls,
             )
+            events += self._job.format.chunk(delta)
         return events
 
     def _feed(self, inbox: Inbox, generation: Generation, output: Output) -> Piece:
@@ -160,7 +170,8 @@ class CompletionResponse(Response):
         if generation.finish_reason is not None:
             self._open -= 1
             self._engine.abort(inbox, generation.request_id)  # a stop string ends it before the engine does
-            self._metrics.finished[generation.finish_reason] += 1
+            reason = "stop" if generation.finish_reason == "tool_calls" else generation.finish_reason
+            self._metrics.finished[reason] += 1
             self._metrics.end_to_end.observe(generation.last_at - generation.submitted_at)
             if generation.first_at is not None:
                 self._metrics.decode_time.observe(generation.last_at - generation.first_at)
@@ -196,6 +207,8 @@ def _choice(generation: Generation, pieces: Sequence[Piece]) -> Choice:
         finish_reason=generation.finish_reason or "stop",
         logprobs=entries if generation.texts is not None else None,
         echoed=len(generation.echo),
+        reasoning="".join(piece.reasoning for piece in pieces),
+        calls=[delta for piece in pieces for delta in piece.calls],
     )
 
 

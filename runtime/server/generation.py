@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runtime.ipc import Output
 from runtime.server.detokenizer import Detokenizer
 from runtime.server.errors import SERVER, ApiError
 from runtime.server.logprobs import ChatLogprob, TokenTexts
+from runtime.server.output_parser import CallDelta, OutputParser
 from runtime.server.stop import StopMatcher
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one output adds to a choice: text that may be shown, and log-probabilities where they were asked for."""
+    """What one output adds to a choice: text that may be shown, log-probabilities where they were asked for, and what a
+    chat model's thoughts and calls came to."""
 
     text: str
     logprobs: list[ChatLogprob]
+    reasoning: str = ""
+    calls: Sequence[CallDelta] = ()
 
 
 @dataclass(slots=True)
@@ -32,6 +37,7 @@ class Generation:
     submitted_at: float
     texts: TokenTexts | None = None  # where log-probabilities were asked for
     echo: str = ""  # the prompt, to stand before the output
+    parser: OutputParser | None = None  # of a chat model that marks thoughts or calls
     completion_tokens: int = 0
     cached_tokens: int = 0
     finish_reason: str | None = None
@@ -66,7 +72,7 @@ class Generation:
                     logprobs.append(self.texts.describe(token, output.logprobs[position]))
             if self.stops is not None and self.stops.stopped:
                 self.finish_reason = "stop"
-                return Piece("".join(shown), logprobs)
+                return self._piece("".join(shown), logprobs)
         if output.finish is not None:
             shown.append(self._show(self.detokenizer.flush()))
             self.finish_reason = output.finish
@@ -74,7 +80,19 @@ class Generation:
                 shown.append(self.stops.flush())
                 if self.stops.stopped:
                     self.finish_reason = "stop"
-        return Piece("".join(shown), logprobs)
+        return self._piece("".join(shown), logprobs)
+
+    def _piece(self, text: str, logprobs: list[ChatLogprob]) -> Piece:
+        if self.parser is None:
+            return Piece(text, logprobs)
+        parsed = self.parser.feed(text)
+        said, thought, calls = parsed.text, parsed.reasoning, parsed.calls or []
+        if self.finish_reason is not None:
+            rest = self.parser.flush()
+            said, thought, calls = said + rest.text, thought + rest.reasoning, [*calls, *(rest.calls or [])]
+            if self.parser.called and self.finish_reason == "stop":
+                self.finish_reason = "tool_calls"
+        return Piece(said, logprobs, thought, calls)
 
     def _show(self, text: str) -> str:
         # Text of the first `min_tokens` tokens cannot stop the output, so it does not pass the matcher.

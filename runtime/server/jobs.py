@@ -45,11 +45,16 @@ def max_tokens_of(body: ChatBody) -> tuple[int | None, str]:
     return body.max_completion_tokens, "max_completion_tokens"
 
 
-def samplings_of(body: GenerationBody, max_tokens: int, logprobs: int | None, vocab_size: int | None) -> list[Sampling]:
+def samplings_of(
+    body: GenerationBody, max_tokens: int, logprobs: int | None, vocab_size: int | None, grammar: str | None
+) -> list[Sampling]:
     """One for each of the `n` choices of a prompt; they differ in their seeds. Raises ApiError."""
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise invalid(f"min_tokens {min_tokens} is over max_tokens {max_tokens}", "min_tokens")
+    if grammar is not None and (min_tokens or body.ignore_eos):
+        field = "min_tokens" if min_tokens else "ignore_eos"
+        raise invalid("structured output ends where its grammar does; leave it out", field)
     for field, ids in (
         ("logit_bias", [token for token, _ in body.logit_bias]),
         ("stop_token_ids", body.stop_token_ids),
@@ -73,6 +78,7 @@ def samplings_of(body: GenerationBody, max_tokens: int, logprobs: int | None, vo
             repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
             logit_bias=body.logit_bias,
             logprobs=logprobs,
+            grammar=grammar,
         )
         for choice in range(body.n or 1)
     ]

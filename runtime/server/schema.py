@@ -111,6 +111,7 @@ Zero = Annotated[Any, neutral(None, 0)]
 One = Annotated[Any, neutral(None, 1)]
 Empty = Annotated[Any, neutral(None, [], {})]
 Null = Annotated[Any, neutral(None)]
+STRUCTURED = ("response_format", "guided_json", "guided_regex", "guided_choice")
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -120,6 +121,34 @@ class StreamOptions(Body):
     include_usage: bool = False
     continuous_usage_stats: Off = False
     include_obfuscation: Off = False
+
+
+class NamedSchema(Body):
+    """The inside of `response_format` of type json_schema."""
+
+    name: str
+    description: str | None = None
+    content: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class TextFormat(Body):
+    """`response_format` that asks for nothing."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Body):
+    """`response_format` of any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Body):
+    """`response_format` of a JSON Schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
 
 
 class GenerationBody(Body):
@@ -155,7 +184,10 @@ class GenerationBody(Body):
     logit_bias: Annotated[Bias, PlainValidator(_biases)] = ()
 
     length_penalty: One = None
-    response_format: Annotated[Any, neutral(None, {"type": "text"})] = None
+    response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(max_length=limits.MAX_GUIDED_CHOICES)] | None = None
     prompt_logprobs: Null = None
     use_beam_search: Off = None
     include_stop_str_in_output: Off = None
@@ -168,6 +200,13 @@ class GenerationBody(Body):
     def _agree(self) -> GenerationBody:
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options needs stream: true")
+        asked = [name for name in STRUCTURED if getattr(self, name) is not None]
+        if isinstance(self.response_format, TextFormat):
+            asked.remove("response_format")
+        if len(asked) > 1:
+            raise PydanticCustomError(
+                "structured", "{names} ask for different forms; send one", {"names": ", ".join(asked)}
+            )
         return self
 
     @property
@@ -182,21 +221,83 @@ class TextPart(Body):
     text: str
 
 
+class CalledFunction(Body):
+    """Name and arguments (JSON text) of a call that an earlier answer made."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """One entry of an earlier answer's `tool_calls`."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
 class Message(Body):
     """One turn of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[TextPart], BeforeValidator(_parts)] = []
     name: str | None = None
-    tool_calls: Empty = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=limits.MAX_TOOLS)] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     function_call: Null = None
     refusal: Null = None
     audio: Null = None
-    reasoning_content: Null = None
+    annotations: Empty = None
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Message:
+        if self.role == "tool" and self.tool_call_id is None:
+            raise PydanticCustomError("tool_call_id", "a tool's message needs tool_call_id")
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("tool_calls", "only an assistant's message has tool_calls")
+        return self
 
     @property
     def text(self) -> str:
         return "\n".join(part.text for part in self.content)
+
+
+class FunctionTool(Body):
+    """What a tool is called, does and takes. `parameters`: JSON Schema of its arguments."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """One entry of `tools`."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class FunctionName(Body):
+    """The inside of a named `tool_choice`."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """`tool_choice` of one tool."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class TemplateOptions(Body):
+    """`chat_template_kwargs`: what clients may tell a chat template."""
+
+    enable_thinking: bool | None = None
 
 
 class ChatBody(GenerationBody):
@@ -208,9 +309,11 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
 
-    tools: Empty = None
-    tool_choice: Annotated[Any, neutral(None, "none")] = None
-    parallel_tool_calls: Annotated[Any, neutral(None, True)] = None
+    tools: Annotated[list[Tool], Field(max_length=limits.MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: TemplateOptions = TemplateOptions()
+
     functions: Empty = None
     function_call: Annotated[Any, neutral(None, "none")] = None
     modalities: Annotated[Any, neutral(None, ["text"])] = None
@@ -220,7 +323,6 @@ class ChatBody(GenerationBody):
     metadata: Empty = None
     service_tier: Annotated[Any, neutral(None, "auto", "default")] = None
     reasoning_effort: Null = None
-    chat_template_kwargs: Empty = None
     add_generation_prompt: Annotated[Any, neutral(None, True)] = None
     continue_final_message: Off = None
     echo: Off = None

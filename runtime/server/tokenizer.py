@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tokenizers import Tokenizer
 
 from runtime.server.chat_template import ChatTemplate, ChatTemplateError
 from runtime.server.logprobs import TokenTexts
+from runtime.server.output_parser import CALL, END_THINK, THINK, ToolFormat
 
 _TEMPLATE_FILE = "chat_template.jinja"
 
@@ -25,6 +28,16 @@ class PromptError(ValueError):
 
 class PromptTooLongError(PromptError):
     """A prompt that cannot fit, found before it was tokenized."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Token ids of a chat. `in_thought`: the prompt ends where the model's thoughts begin; `past_thought`: it ends
+    after thoughts that it has closed itself."""
+
+    ids: list[int]
+    in_thought: bool = False
+    past_thought: bool = False
 
 
 class ModelTokenizer:
@@ -61,7 +74,14 @@ class ModelTokenizer:
             raise TokenizerError(f"{folder}: {error}") from error
         return cls(tokenizer, template)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, bool] | None = None,
+    ) -> ChatPrompt:
         """Renders and tokenizes. The template writes the special tokens, so none is added.
 
         Raises PromptError.
@@ -69,10 +89,30 @@ class ModelTokenizer:
         if self._template is None:
             raise PromptError("this model has no chat template; use /v1/completions")
         try:
-            text = self._template.render(messages)
+            text = self._template.render(messages, tools, options)
         except ChatTemplateError as error:
             raise PromptError(str(error)) from error
-        return self._encode(text, max_tokens, add_special_tokens=False)
+        ids = self._encode(text, max_tokens, add_special_tokens=False)
+        end = text.rstrip()
+        return ChatPrompt(ids, in_thought=end.endswith(THINK), past_thought=end.endswith(END_THINK))
+
+    @property
+    def thinks(self) -> bool:
+        """The chat template knows marked thoughts, so the model writes them."""
+        return self._template is not None and END_THINK in self._template.source
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model was taught to call tools, as its chat template shows; None when it names no tools."""
+        source = self._template.source if self._template is not None else ""
+        if not re.search(r"\btools\b", source):
+            return None
+        return "hermes" if CALL in source else "llama3" if "python_tag" in source or '"parameters"' in source else None
+
+    @property
+    def can_skip_thoughts(self) -> bool:
+        """The chat template knows `enable_thinking`."""
+        return self._template is not None and "enable_thinking" in self._template.source
 
     def encode_text(self, text: str, max_tokens: int, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenizes a bare prompt, by default with the special tokens that the model expects. Raises PromptError."""

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from runtime.server.logprobs import ChatLogprob, ChatLogprobs, TextLogprobs, as_text_logprobs
+from runtime.server.output_parser import CallDelta
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
@@ -38,6 +39,8 @@ class Choice(msgspec.Struct, frozen=True):
     finish_reason: str
     logprobs: list[ChatLogprob] | None = None
     echoed: int = 0
+    reasoning: str = ""
+    calls: Sequence[CallDelta] = ()
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -47,14 +50,32 @@ class Delta(msgspec.Struct, frozen=True):
     text: str
     finish_reason: str | None
     first: bool
-    logprobs: list[ChatLogprob] | None = None
+    logprobs: list[ChatLogprob]
     offset: int = 0
+    reasoning: str = ""
+    calls: Sequence[CallDelta] = ()
+
+
+class _Function(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class _ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: _Function
+    type: str = "function"
 
 
 class _Message(msgspec.Struct, frozen=True):
+    """`reasoning_content` is DeepSeek's name for the thoughts, `reasoning` vLLM's newer one: clients read either."""
+
     role: str
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[_ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _ChatChoice(msgspec.Struct, frozen=True):
@@ -122,10 +143,17 @@ class ChatFormat:
         if delta.first:
             role = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
             events = start + role + self._tail
+        if delta.reasoning:
+            thought = _encode(delta.reasoning)
+            body = b',"delta":{"reasoning_content":%b,"reasoning":%b},"logprobs":null,"finish_reason":null}]'
+            events += start + body % (thought, thought) + self._tail
         if delta.text or delta.logprobs:
             logprobs = _encode(ChatLogprobs(delta.logprobs)) if delta.logprobs else b"null"
             said = (_encode(delta.text), logprobs)
             events += start + b',"delta":{"content":%b},"logprobs":%b,"finish_reason":null}]' % said + self._tail
+        if delta.calls:
+            calls = _encode([_call_delta(call) for call in delta.calls])
+            events += start + b',"delta":{"tool_calls":%b},"logprobs":null,"finish_reason":null}]' % calls + self._tail
         if delta.finish_reason is not None:
             end = b',"delta":{},"logprobs":null,"finish_reason":%b}]' % _encode(delta.finish_reason)
             events += start + end + self._tail
@@ -138,13 +166,38 @@ class ChatFormat:
         listed = [
             _ChatChoice(
                 c.index,
-                _Message("assistant", c.text),
+                _message(c),
                 c.finish_reason,
                 None if c.logprobs is None else ChatLogprobs(c.logprobs),
             )
             for c in choices
         ]
         return _encode(_ChatAnswer(self._id, "chat.completion", self._created, self._model, listed, usage))
+
+
+def _message(choice: Choice) -> _Message:
+    """Content is null where the model only called tools, as OpenAI has it."""
+    indices = sorted({call.index for call in choice.calls})
+    calls = [_whole_call([call for call in choice.calls if call.index == index]) for index in indices]
+    return _Message(
+        "assistant",
+        content=choice.text if choice.text or not calls else None,
+        reasoning_content=choice.reasoning or msgspec.UNSET,
+        reasoning=choice.reasoning or msgspec.UNSET,
+        tool_calls=calls or msgspec.UNSET,
+    )
+
+
+def _whole_call(pieces: Sequence[CallDelta]) -> _ToolCall:
+    arguments = "".join(piece.arguments for piece in pieces)
+    return _ToolCall(pieces[0].id or "", _Function(pieces[0].name or "", arguments))
+
+
+def _call_delta(call: CallDelta) -> dict[str, object]:
+    if call.id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 class TextFormat:

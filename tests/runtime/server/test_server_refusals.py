@@ -20,7 +20,6 @@ NotYet = tuple[str, str, Any, list[Any]]
 
 _BOTH: list[tuple[str, Any, list[Any]]] = [
     ("length_penalty", 2, [None, 1.0]),
-    ("response_format", {"type": "json_object"}, [None, {"type": "text"}]),
     ("include_stop_str_in_output", True, [None, False]),
     ("skip_special_tokens", False, [None, True]),
     ("use_beam_search", True, [None, False]),
@@ -31,13 +30,10 @@ _BOTH: list[tuple[str, Any, list[Any]]] = [
 NOT_YET: list[NotYet] = [
     *[("chat", *row) for row in _BOTH],
     *[("text", *row) for row in _BOTH],
-    ("chat", "tools", [{"type": "function"}], [None, []]),
-    ("chat", "tool_choice", "auto", [None, "none"]),
     ("chat", "functions", [{"name": "f"}], [None, []]),
     ("chat", "function_call", "auto", [None, "none"]),
     ("chat", "modalities", ["audio"], [None, ["text"]]),
     ("chat", "reasoning_effort", "high", [None]),
-    ("chat", "chat_template_kwargs", {"enable_thinking": True}, [None, {}]),
     ("chat", "continue_final_message", True, [None, False]),
     ("chat", "echo", True, [None, False]),
     ("chat", "store", True, [None, False]),

@@ -1,0 +1,105 @@
+"""Structured output: from `response_format`, `guided_*` and `tool_choice` to one grammar in llguidance's form. Pure.
+
+What cannot be honoured exactly (a keyword of JSON Schema that is not enforced, look-around in a regular expression) is
+refused with the library's own reason, never relaxed in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from llguidance import LLMatcher, LLParserLimits
+
+from runtime.server.errors import bounded, invalid
+
+MAX_GRAMMAR = 64 * 2**10  # characters of a schema, expression or list of choices
+MAX_DEPTH = 32  # of a schema
+_ESCAPED = {"/": "\\/", "\n": "\\n"}
+# A part of the library's defaults for building, so that a hostile grammar costs milliseconds.
+_LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_grammar_size=50_000, verbose_errors=False)
+_REST = "rest[lazy]: /(.|\\n)*<\\/think>/\nspace: /\\s+/\n"
+_THINKING = {
+    "none": "start: body\n",
+    "open": "start: rest space? body\n" + _REST,
+    "possible": 'start: ("<think>" rest space?)? body\n' + _REST,
+}
+
+Thinking = Literal[
+    "none", "open", "possible"
+]  # before the answer: never; the prompt has begun it; the model may begin it
+
+
+def json_object() -> str:
+    """Body of a grammar: any JSON object."""
+    return 'body: %json {"type": "object"}\n'
+
+
+def json_schema(schema: object, param: str) -> str:
+    """Body of a grammar: JSON that a schema describes. Raises ApiError 400."""
+    if not isinstance(schema, dict):
+        raise invalid("a JSON Schema is an object", param)
+    text = json.dumps(schema)
+    _check_size(text, param)
+    if _depth(schema) > MAX_DEPTH:
+        raise invalid(f"the schema is nested deeper than {MAX_DEPTH} levels", param)
+    return f"body: %json {text}\n"
+
+
+def regex(expression: str, param: str) -> str:
+    """Body of a grammar: text that a regular expression matches as a whole. Raises ApiError 400."""
+    _check_size(expression, param)
+    # Between slashes on one line: what would end either is written as an escape.
+    written = re.sub(r"\\.|/|\n", lambda found: _ESCAPED.get(found.group(), found.group()), expression)
+    return f"body: /{written}/\n"
+
+
+def choice(options: Sequence[str], param: str) -> str:
+    """Body of a grammar: one of some texts. Raises ApiError 400."""
+    if not options or not all(options):
+        raise invalid("needs at least one choice, and none may be empty", param)
+    _check_size("".join(options), param)
+    return f"body: {' | '.join(json.dumps(option, ensure_ascii=False) for option in options)}\n"
+
+
+def tool_calls(schemas: Mapping[str, object], begin: str, end: str, *, several: bool, param: str) -> str:
+    """Body of a grammar: one call (or several) of the tools in `schemas` (name: JSON Schema of its arguments), each
+    written between `begin` and `end`. Raises ApiError 400."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": schema},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for name, schema in schemas.items()
+    ]
+    text = json.dumps({"anyOf": calls})
+    _check_size(text, param)
+    one = f"{json.dumps(begin)} call {json.dumps(end)}"
+    more = f' ("\\n" {one})*' if several else ""
+    return f"body: {one}{more}\ncall: %json {text}\n"
+
+
+def grammar(body: str, thinking: Thinking, param: str) -> str:
+    """The whole grammar, if llguidance can build it within the limits. Raises ApiError 400."""
+    whole = LLMatcher.grammar_from_lark(_THINKING[thinking] + body)
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(whole, limits=_LIMITS)
+    if is_error or messages:
+        reason = (messages[0] if messages else "it cannot be built").strip().partition("\n")[0]
+        raise invalid(f"cannot be enforced: {bounded(reason)}", param, "unsupported_grammar")
+    return whole
+
+
+def _check_size(text: str, param: str) -> None:
+    if len(text) > MAX_GRAMMAR:
+        raise invalid(f"has {len(text)} characters, over the limit of {MAX_GRAMMAR}", param)
+
+
+def _depth(value: object, level: int = 1) -> int:
+    if level > MAX_DEPTH:
+        return level
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max((_depth(item, level + 1) for item in inner), default=level)
