@@ -15,6 +15,7 @@ from provision.preflight.quotas import ALICLOUD_TYPES, ALICLOUD_VPCS
 from provision.spec import DeploymentSpec
 
 POST_PAID = "PostPaid"
+NO_ZONE = "no availability resources"  # the provider's error where every zone is sold out, read in its source
 
 
 class AlicloudQuestions:
@@ -29,13 +30,18 @@ class AlicloudQuestions:
         return bool(alicloud.ecs.get_instances(tags=self.own, opts=self.options).ids)
 
     def offered_zones(self, instance_type: str) -> tuple[str, ...]:
-        found = alicloud.get_zones(
-            available_instance_type=instance_type,
-            instance_charge_type=POST_PAID,
-            spot_strategy=self.spot,
-            network_type="Vpc",
-            opts=self.options,
-        )
+        try:
+            found = alicloud.get_zones(
+                available_instance_type=instance_type,
+                instance_charge_type=POST_PAID,
+                spot_strategy=self.spot,
+                network_type="Vpc",
+                opts=self.options,
+            )
+        except Exception as error:
+            if NO_ZONE in str(error):
+                return ()
+            raise
         return tuple(sorted(found.ids))
 
     def network_zones(self) -> tuple[str, ...]:

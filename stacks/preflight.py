@@ -109,6 +109,7 @@ def ask_everything(spec: DeploymentSpec, plan: Plan, settings: StackSettings, cl
         quotas=tuple(_quota(cloud, question) for question in quota_questions(spec, first, running=running is True)),
         subnet_zones=ask(cloud.subnet_zones) if spec.vpc_id else None,
         user_data_bytes=_user_data_bytes(spec),
+        running=running is True,
     )
 
 

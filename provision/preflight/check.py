@@ -7,6 +7,7 @@ warning.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from provision import catalog
 from provision.catalog import InstanceType
@@ -35,7 +36,7 @@ def check(spec: DeploymentSpec, plan: Plan, settings: StackSettings, facts: Fact
     places = zones.candidates(spec, tuple(item.name for item in types), facts)
     total, source = rules.hourly_price(spec, plan, facts.price)
     return Preflight(
-        findings=(*_findings(spec, plan, facts, types), *zones.check_place(plan.instance_type, places, settings)),
+        findings=tuple(_findings(spec, plan, settings, facts, types)),
         candidates=places,
         network_zones=zones.network_zones(spec, facts, settings.placement),
         choice=choice,
@@ -45,17 +46,32 @@ def check(spec: DeploymentSpec, plan: Plan, settings: StackSettings, facts: Fact
     )
 
 
-def _findings(spec: DeploymentSpec, plan: Plan, facts: Facts, types: tuple[InstanceType, ...]) -> Iterator[Finding]:
-    first = types[0]
+def _findings(
+    spec: DeploymentSpec, plan: Plan, settings: StackSettings, facts: Facts, types: tuple[InstanceType, ...]
+) -> Iterator[Finding]:
+    first, names = types[0], tuple(item.name for item in types)
     yield from rules.check_plan(spec, plan)
-    yield from zones.check_zones(spec, tuple(item.name for item in types), facts)
+    yield from _to_buy(_purchase(spec, plan, settings, facts, names), facts)
     yield from quotas.check_quotas(spec.cloud, spec.region or "", facts.quotas)
-    yield from rules.check_image(spec, first, choose_image(spec, first), facts.image)
+    yield from _to_buy(rules.check_image(spec, first, choose_image(spec, first), facts.image), facts)
     yield from rules.check_disks(spec, plan, first, facts.image)
     yield from rules.check_network(spec)
     yield from rules.check_user_data(facts.user_data_bytes)
     yield from rules.check_price(spec, plan, facts.price)
     yield from _afterwards(spec, plan)
+
+
+def _purchase(
+    spec: DeploymentSpec, plan: Plan, settings: StackSettings, facts: Facts, names: tuple[str, ...]
+) -> Iterator[Finding]:
+    yield from zones.check_zones(spec, names, facts)
+    yield from zones.check_place(plan.instance_type, zones.candidates(spec, names, facts), settings)
+
+
+def _to_buy(findings: Iterator[Finding], facts: Facts) -> Iterator[Finding]:
+    """What stands against buying a machine is only a warning where there is one: a new model must reach it."""
+    for item in findings:
+        yield replace(item, level="warning") if facts.running and item.level == "error" else item
 
 
 def _afterwards(spec: DeploymentSpec, plan: Plan) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ class Facts:
 
     `offered`: zones that sell an instance type, by type. `network_zones`: zones in which a subnet can be made, whether
     or not they sell the type. `subnet_zones`: zones of the subnets that the spec's own network has; None = the network
-    is ours.
+    is ours. `running`: the machine exists, and needs neither stock nor an image any more.
     """
 
     offered: Mapping[str, tuple[str, ...] | Unknown]
@@ -68,3 +68,4 @@ class Facts:
     quotas: tuple[Quota, ...] = ()
     subnet_zones: tuple[str, ...] | Unknown | None = None
     user_data_bytes: int | None = None
+    running: bool = False

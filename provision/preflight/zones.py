@@ -16,9 +16,12 @@ NOT_ASKED = Unknown("nobody asked")
 def candidates(spec: DeploymentSpec, types: tuple[str, ...], facts: Facts) -> tuple[Placement, ...]:
     """Every zone of the first type, then of the next: a type that was asked for first is worth another zone.
 
-    Where nobody knows which zones sell a type, all zones of the network are tried.
+    Where nobody knows which zones sell a type, all zones of the network are tried. A machine that exists stays the
+    first type, sold or not.
     """
     zones = {name: _zones(spec, facts, name) for name in types}
+    if facts.running and not zones[types[0]]:
+        zones[types[0]] = network_zones(spec, facts, None)
     return tuple(Placement(name, zone) for name in types for zone in zones[name])
 
 

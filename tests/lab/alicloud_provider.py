@@ -61,6 +61,8 @@ class AlicloudProvider:
     def _zones(self, args: Properties) -> Properties:
         kind = args.get("availableInstanceType")
         zones = self.cloud.zones_of(kind) if kind else self.cloud.zones
+        if not zones:  # the provider's own words
+            raise LookupError(f"There is no availability resources in the region {self.cloud.region}.")
         return {"ids": list(zones), "zones": [{"id": zone} for zone in zones]}
 
     def _switches(self, args: Properties) -> Properties:

@@ -161,7 +161,7 @@ def test_a_machine_that_runs_needs_no_quota() -> None:
     ],
 )
 def test_only_what_is_made_is_counted(values: dict[str, str], subjects: set[str]) -> None:
-    for spec in (aws(**values), alicloud(**values)):
+    for spec in (aws(model="s3://weights/7b", **values), alicloud(model="oss://weights/7b", **values)):
         item = catalog.INSTANCE_TYPES[spec.instance_type[0]]
         asked = quota_questions(spec, item, running=False)[1:]
         assert {question.subject for question in asked} == subjects
@@ -228,6 +228,15 @@ def test_where_only_the_second_type_is_sold_it_must_be_placed_because_the_plan_i
     found = run(spec, facts)
     assert about(found, "zones of g6.xlarge").level == "warning"
     assert found.errors[0].next_command == "pulumi config set deployctl:placement g5.xlarge/us-east-1a"
+
+
+def test_a_machine_that_runs_needs_no_stock_and_no_image() -> None:
+    spec = aws(instance_type="g6.xlarge,g5.xlarge")
+    facts = facts_for(spec, offered={"g6.xlarge": (), "g5.xlarge": ZONES}, image=Unknown("gone"), running=True)
+    found = run(spec, facts)
+    assert not found.errors
+    assert {"image", "zones of g6.xlarge"} <= {item.subject for item in found.warnings}
+    assert found.candidates[0].instance_type == "g6.xlarge"
 
 
 def test_the_zone_of_a_machine_keeps_its_subnet_when_the_type_is_sold_out_there() -> None:

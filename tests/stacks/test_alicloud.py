@@ -399,13 +399,14 @@ def test_a_preview_with_unknowns_makes_nothing(make: Callable[..., Engine], clou
     assert not cloud.things
 
 
+@pytest.mark.parametrize("sold_out", [("cn-hangzhou-b",), ("cn-hangzhou-b", "cn-hangzhou-h", "cn-hangzhou-i")])
 def test_a_second_run_changes_nothing_though_image_stock_and_laptop_have_changed(
-    make: Callable[..., Engine], cloud: AlicloudCloud, tmp_path: Path
+    make: Callable[..., Engine], cloud: AlicloudCloud, tmp_path: Path, sold_out: tuple[str, ...]
 ) -> None:
     engine = make(weights_disk_gib="60")
     up(engine)
     cloud.images.append(NEWER)
-    cloud.sold_out.add((TYPE, "cn-hangzhou-b"))
+    cloud.sold_out |= {(TYPE, zone) for zone in sold_out}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     wheel = Path(engine.config["deployctl:runtime_wheel"])
