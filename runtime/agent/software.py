@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,7 @@ STALL_S = 300.0  # nothing grows on the disk for so long
 ATTEMPTS = 4  # at one installation, while the network is at fault
 WORKER = (sys.executable, "-m", "runtime.agent.installer")
 STORE_EXTRA: dict[Provider, str] = {"aws": "s3", "alicloud": "oss"}
+HUB_EXTRA, HUB_PACKAGE = "modelscope", "modelscope-hub"  # only for models that come from there
 TORCH_INDEX = "https://download.pytorch.org/whl/"  # below it one index per build: cpu, cu126, …
 CPU_BUILD = "cpu"
 OLD_DRIVER_BUILD = "cu126"  # for drivers that CUDA 13, which the default builds need, does not run on
@@ -43,9 +45,13 @@ _WHEEL = re.compile(r"[A-Za-z0-9_.+-]+\.whl")
 class Installed(Struct, frozen=True):
     """`torch` in an environment. `boot`: while pip works, the boot that it works in; None = finished."""
 
-    extras: str
+    extras: str  # with commas between them
     build: str | None
     boot: str | None = None
+
+    def covers(self, goal: Installed) -> bool:
+        wanted, have = goal.extras.split(","), self.extras.split(",")
+        return self.boot is None and self.build == goal.build and set(wanted) <= set(have)
 
 
 class Software:
@@ -77,10 +83,14 @@ class Software:
         deployment = release.deployment
         venv = (release.folder / "venv").resolve()
         build = choose_build(deployment, driver, own_index=_index(wanted, deployment) is not None)
-        goal = Installed(extras=f"runtime,{self._extra},modelscope", build=build)
+        extras = ["runtime", self._extra]
+        if deployment.model.source.startswith("modelscope:"):
+            extras.append(HUB_EXTRA)
+            self._add_to_agent(wanted, deployment, report)
+        goal = Installed(extras=",".join(extras), build=build)
         mark = venv / "torch"
         found = _read(mark)
-        if found != goal:
+        if found is None or not found.covers(goal):
             report_text(f"torch: {'the default build' if build is None else f'build {build}'} for {venv.name}")
             cut_off = found is not None and found.boot not in (None, self._boot_id)
             self._access.write(mark, msgspec.json.encode(msgspec.structs.replace(goal, boot=self._boot_id)))
@@ -88,6 +98,13 @@ class Software:
             self._pip(self._wheel_of(venv), venv, goal.extras, source, report, make=False, force=cut_off)
             self._access.write(mark, msgspec.json.encode(goal))
         phases.check_runtime(deployment, packages_of(venv))
+
+    def _add_to_agent(self, wanted: Current, deployment: Deployment, report: Report) -> None:
+        """The agent, which may be of an older release, needs ModelScope's client: it fetches the weights."""
+        venv = self._agent_venv()
+        if any(metadata.distributions(name=HUB_PACKAGE, path=packages_of(venv))):
+            return
+        self._pip(self._wheel_of(venv), venv, HUB_EXTRA, self._source(wanted, deployment), report, make=False)
 
     def adopt(self, release: Release) -> bool:
         """Points `agent` at the release's environment. False when it does so already."""
@@ -97,10 +114,10 @@ class Software:
         link(self._state / "agent", Path(os.path.relpath(venv, self._state)))
         return True
 
-    def prune(self) -> None:
-        """Removes environments that neither a release nor the agent uses, and their wheels."""
-        links = (*self._state.glob("releases/*/venv"), self._state / "agent")
-        used = {path.resolve().name for path in links} | {self._agent_venv().name}
+    def prune(self, releases: tuple[Release, ...]) -> None:
+        """Removes environments, of several GB each, that neither `releases` nor the agent runs on, and their wheels.
+        An older release that is asked for again gets its own anew."""
+        used = {(release.folder / "venv").resolve().name for release in releases} | {self._agent_venv().name}
         for folder in (*self._state.glob("venvs/*"), *self._state.glob("wheels/*")):
             if folder.name not in used:
                 shutil.rmtree(folder, ignore_errors=True)

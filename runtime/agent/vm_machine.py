@@ -160,7 +160,8 @@ class VmMachine:
 
     def settle(self, release: Release) -> bool:
         moved = self.software.adopt(release)
-        self.software.prune()
+        before = Releases(self.state, self.access).last_proven(besides=release.id)
+        self.software.prune((release,) if before is None else (release, before))
         return moved
 
     def _open_port(self, listen: Listen) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -150,15 +150,29 @@ def test_a_package_that_the_bundle_lacks_is_named(vm: Vm) -> None:
 
 def test_environments_and_wheels_that_nothing_uses_go(tmp_path: Path) -> None:
     vm = Vm(tmp_path)
-    for name in ("used", "agents", "old"):
+    for name in ("serves", "agents", "old"):
         (vm.state / "venvs" / name).mkdir(parents=True)
         (vm.state / "wheels" / name).mkdir(parents=True)
     (vm.state / "agent").symlink_to("venvs/agents")
-    (vm.state / "releases" / "r1").mkdir(parents=True)
-    (vm.state / "releases" / "r1" / "venv").symlink_to("../../venvs/used")
-    vm.software().prune()
+    releases = [vm.deploy(name, make_runtime_wheel(vm.root, "1.0"))[1] for name in ("serves", "old")]
+    for release in releases:
+        (release.folder / "venv").symlink_to(f"../../venvs/{release.id}")
+    vm.software().prune((releases[0],))
     for kind in ("venvs", "wheels"):
-        assert sorted(path.name for path in (vm.state / kind).iterdir()) == ["agents", "used"]
+        assert sorted(path.name for path in (vm.state / kind).iterdir()) == ["agents", "serves"]
+
+
+def test_modelscopes_client_comes_to_the_agent_too_and_only_for_its_models(
+    vm: Vm, complete: tuple[Current, Release]
+) -> None:
+    wanted, release = complete
+    vm.software().adopt(release)
+    assert not vm.imports(release, "modelscope_hub")
+    push_bundle(vm.mailbox, [make_wheel(vm.root / "wheels", "modelscope-hub", "1.0")])
+    model = msgspec.structs.replace(release.deployment.model, source="modelscope:org/name")
+    release = replace(release, deployment=msgspec.structs.replace(release.deployment, model=model))
+    vm.software().add_runtime(wanted, release, quiet, None)
+    assert vm.imports(release, "modelscope_hub")
 
 
 def on(device: str, setup: Setup | None = None) -> Deployment:

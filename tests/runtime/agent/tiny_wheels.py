@@ -43,7 +43,7 @@ def make_wheel(
 
 def make_runtime_wheel(folder: Path, version: str) -> Path:
     """Has the extras of deployctl, each with one tiny requirement."""
-    extras = {"server": ("tiny-server",), "runtime": ("torch",), "s3": (), "oss": (), "modelscope": ()}
+    extras = {"server": ("tiny-server",), "runtime": ("torch",), "s3": (), "oss": (), "modelscope": ("modelscope-hub",)}
     return make_wheel(folder, "deployctl", version, extras=extras)
 
 
