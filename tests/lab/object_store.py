@@ -15,11 +15,15 @@ import hashlib
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import ThreadingHTTPServer
+
+import crcmod
 
 from tests.lab.store_api import StoreApi
 
 EVERYTHING = ("",)
+_crc64 = crcmod.mkCrcFun(0x142F0E1EBA9EA3693, initCrc=0, rev=True, xorOut=2**64 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,18 @@ def vm_role(weights: tuple[str, ...] = ()) -> Credential:
     return Credential("AKROLE", "secret-of-the-role", "token-of-the-role", read, ("status/",), EVERYTHING, ())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stored:
     """One object. `crc32`: base64, where the uploader sent it for the whole object."""
 
     data: bytes
     etag: str
     crc32: str | None = None
+
+    @cached_property
+    def crc64(self) -> int:
+        """OSS's: ECMA-182, reflected."""
+        return int(_crc64(self.data))
 
 
 @dataclass(frozen=True, slots=True)
