@@ -61,7 +61,7 @@ class Caches:
 @dataclass(frozen=True, slots=True)
 class Worker:
     """A download in a process of its own. `about`: how errors begin; `record`: where its finished Record lies;
-    `partial`: folders whose content counts as fetched."""
+    `partial`: a folder whose content counts as fetched."""
 
     argv: tuple[str, ...]
     job: Struct
