@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from runtime.agent.worker import WorkerLine
+from runtime.agent.worker import WorkerLine, emit
 from runtime.deployment import Struct
 from runtime.mailbox import write_atomic
 from runtime.model_files import UnservableError
@@ -154,12 +154,6 @@ def explain_common(error: Exception) -> WorkerLine | None:
 def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def emit(line: WorkerLine) -> None:
-    """One write, so that lines of two threads cannot mix."""
-    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-    sys.stdout.buffer.flush()
 
 
 def run_job(kind: type[T], work: Callable[[T], WorkerLine], explain: Callable[[Exception, T], WorkerLine]) -> int:
