@@ -116,6 +116,10 @@ class CloudTarget:
         for name in ("config", "exports", "mailbox"):
             self.__dict__.pop(name, None)
 
+    def forget_config(self) -> None:
+        """The config was written."""
+        self.__dict__.pop("config", None)
+
     @functools.cached_property
     def mailbox(self) -> BucketMailbox:
         """Raises NotRunningError before the bucket exists, BucketError."""

@@ -93,15 +93,16 @@ def decide(spec: DeploymentSpec, target: CloudTarget, now: float) -> StackSettin
     return dataclasses.replace(stored, placement=place, expires_at=expires_at)
 
 
-def write_config(stack: CloudStack, spec: DeploymentSpec, settings: StackSettings) -> None:
+def write_config(target: CloudTarget, spec: DeploymentSpec, settings: StackSettings) -> None:
     """Makes the stack's config say what the spec and the settings say, and nothing else of ours."""
     plain, secret = config_values(spec)
     plain |= settings.as_config()
-    old = stack.config()
+    old = target.config
     gone = {key for key in old if key.startswith(f"{PROJECT}:")} - {*plain, *secret}
     changed = {key: value for key, value in plain.items() if old.get(key) != value}
     changed_secret = {key: value for key, value in secret.items() if old.get(key) != value}
-    stack.set_config(changed, secret=changed_secret, removed=gone)
+    target.stack.set_config(changed, secret=changed_secret, removed=gone)
+    target.forget_config()
 
 
 def bring_up(
@@ -117,7 +118,7 @@ def bring_up(
     Raises CapacityError when every place was tried, PlanError where the preflight refuses, CloudError for the rest.
     """
     stack = target.stack
-    write_config(stack, spec, settings)
+    write_config(target, spec, settings)
     forget_pending(stack, report)
     attempts: list[Attempt] = []
     candidates: tuple[Placement, ...] = ()
@@ -137,13 +138,12 @@ def bring_up(
                 following = None  # another place would be another machine: never in silence
             report(f"  {describe_attempt(attempts[-1], following)}")
             if following is None:
-                if settings.placement is None:
-                    stack.set_config({}, secret={}, removed=[PLACEMENT] if PLACEMENT in stack.config() else [])
+                put_place(target, settings.placement)
                 raise explained(error, spec, verdict, attempts) from error
             if following == place:
                 pause(RETRY_PAUSE_S)
             place = following
-            stack.set_config({PLACEMENT: str(place)}, secret={})
+            put_place(target, place)
         else:
             target.forget()
             pin_place(target)
@@ -163,9 +163,16 @@ def pin_place(target: CloudTarget) -> None:
     """A later version of the catalog may order types and zones otherwise; the machine stays where it is."""
     exports = target.exports
     if target.settings.placement is None and exports.instance_type and exports.zone:
-        place = Placement(exports.instance_type, exports.zone)
+        put_place(target, Placement(exports.instance_type, exports.zone))
+
+
+def put_place(target: CloudTarget, place: Placement | None) -> None:
+    """Where the program is to try; None = where it likes best."""
+    if place is not None:
         target.stack.set_config({PLACEMENT: str(place)}, secret={})
-        target.forget()
+    elif target.settings.placement is not None:
+        target.stack.set_config({}, secret={}, removed=[PLACEMENT])
+    target.forget_config()
 
 
 def explained(

@@ -245,7 +245,10 @@ class DeploymentSpec(BaseModel):
     def public_values(self) -> dict[str, Any]:
         """JSON-ready values that differ from the defaults, without secrets: what may be stored. `parse`
         reads it back."""
-        return self.model_dump(mode="json", exclude=set(fields.SECRETS), exclude_defaults=True)
+        found = self.model_dump(mode="json", exclude=set(fields.SECRETS), exclude_defaults=True)
+        # `ttl: 0` is the field's default and not that of a cloud: without it, reading back would buy 8 hours.
+        filled = target_defaults({"cloud": self.cloud, "endpoint": self.endpoint})
+        return found | {name: getattr(self, name) for name, value in filled.items() if getattr(self, name) != value}
 
 
 def json_schema() -> dict[str, Any]:

@@ -90,7 +90,7 @@ def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:
     target = known or CloudTarget(project.open_or_create(spec.name))
     try:
         with target.stack.keeping_config():
-            write_config(target.stack, spec, decide(spec, target, time.time()))
+            write_config(target, spec, decide(spec, target, time.time()))
             result = target.stack.preview()
     finally:
         if known is None:

@@ -1,11 +1,13 @@
-"""`deployctl` on a cloud, command by command: the real program and Automation API, a stand-in `pulumi`, AWS in moto, and
-a machine that is played by the test. Not yet run on a real cloud."""
+"""`deployctl` on a cloud, command by command: the real program and Automation API, a stand-in `pulumi`, AWS in moto,
+and a machine that is played by the test. Not yet run on a real cloud."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from provision.errors import NotFoundError, RolledBackError
+from provision.errors import NotFoundError, RolledBackError, StoppedError
 from tests.lab import pulumi_accounts, pulumi_cli
 from tests.lab.aws_stack import KEYS
 from tests.lab.scripted_machine import ScriptedMachine, free_port, playing
@@ -163,27 +165,21 @@ def test_no_secret_is_written_to_the_users_disk_in_clear(journey: Journey) -> No
     assert (state / "passphrase").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_second_up_changes_nothing(journey: Journey) -> None:
-    done = journey.laptop.up("chat", "--port", str(journey.port))
+def test_a_second_up_without_options_takes_it_up_and_changes_nothing(journey: Journey) -> None:
+    done = journey.laptop.run("up", "chat", "--yes")
     assert done.returncode == 0, done.stderr
     assert "nothing changed" in done.stderr
     assert "  create  " not in done.stderr
     assert "curl --cacert" in done.stdout
 
 
-def test_up_without_options_takes_up_the_deployment_of_the_cloud(journey: Journey) -> None:
-    done = journey.laptop.run("up", "chat", "--yes")
-    assert done.returncode == 0, done.stderr
-    assert "nothing changed" in done.stderr
-
-
-def test_preview_says_that_nothing_would_change_and_leaves_the_config_alone(journey: Journey) -> None:
+def test_preview_shows_a_change_and_leaves_the_config_alone(journey: Journey) -> None:
     config = journey.laptop.home / "state/deployctl/.pulumi/project/Pulumi.chat.yaml"
     before = config.read_bytes()
-    done = journey.laptop.run("preview", "chat", *journey.laptop.words, "--port", str(journey.port))
-    assert done.stdout == "chat: nothing would change\n"
-    changed = journey.laptop.run("preview", "chat", *journey.laptop.words, "--max-model-len", "2048", "--json")
-    assert not answer(changed)["same"]
+    words = [*journey.laptop.words, "--port", str(journey.port), "--max-model-len", "2048"]
+    found = answer(journey.laptop.run("preview", "chat", *words, "--json"))
+    assert not found["same"]
+    assert "replace" not in found["changes"] or found["changes"]["replace"] < 4
     assert config.read_bytes() == before
 
 
@@ -191,7 +187,7 @@ def test_status_and_ps_show_machine_price_and_end(journey: Journey) -> None:
     shown = journey.laptop.run("status", "chat").stdout
     (machine,) = journey.laptop.machines("chat")
     for wanted in ("ready", machine["InstanceId"], "g5.xlarge", "$1.", "ends the machine in 7 h"):
-        assert wanted in shown
+        assert wanted in shown, shown
     (row,) = answer(journey.laptop.run("ps", "--json"))
     assert (row["name"], row["life"], row["target"]) == ("chat", "ready", "aws")
 
@@ -213,7 +209,7 @@ def test_endpoint_lines_make_other_programs_trust_the_endpoint_and_the_rest_of_t
     assert asked.stdout == "200\n", asked.stderr
 
 
-def test_chat_speaks_through_the_pinned_certificate(journey: Journey) -> None:
+def test_logs_come_from_the_mailbox(journey: Journey) -> None:
     done = journey.laptop.run("logs", "chat", "--engine")
     assert "is loaded" in done.stdout
 
@@ -263,3 +259,41 @@ def test_down_leaves_nothing_and_says_so(journey: Journey) -> None:
     assert not [item for item in journey.laptop.s3.list_buckets()["Buckets"] if "chat-mailbox" in item["Name"]]
     gone = journey.laptop.run("status", "chat")
     assert gone.returncode == NotFoundError.exit_code
+
+
+# ---- accidents ----
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_ctrl_c_then_up_again_then_down_without_any_state(laptop: Laptop) -> None:
+    """One deployment, because each step is about what the one before has left."""
+    hold = laptop.home / "hold"
+    hold.touch()
+    words = ["up", "code", *laptop.words, "--no-wait", "--yes"]
+    first = subprocess.Popen(
+        laptop.argv(*words), env=laptop.env, cwd=laptop.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(laptop.home / "hold.begun")
+    first.send_signal(signal.SIGINT)
+    hold.unlink()
+    said = first.communicate(timeout=120)[1]
+    assert first.returncode == StoppedError.exit_code, said
+    assert "next: deployctl up --name code" in said
+    (machine,) = laptop.machines("code")
+
+    again = laptop.run(*words)
+    assert again.returncode == 0, again.stderr
+    assert [item["InstanceId"] for item in laptop.machines("code")] == [machine["InstanceId"]]
+
+    shutil.rmtree(laptop.home / "state")
+    lost = laptop.run("down", "code", "--cloud", "aws", "--region", REGION)
+    assert "0 resources left, $0.00/h" in lost.stdout, lost.stdout + lost.stderr
+    assert lost.returncode == 0
+    assert f"left over: instance {machine['InstanceId']}" in lost.stderr.lower()
+    assert laptop.machines("code") == []
