@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from moto import mock_aws
+from moto.core.config import DefaultConfig
 
 from provision.naming import TAG
 from tests.lab.moto_cloud import MotoCloud
+from tests.lab.program_hosts import WarmHost
 from tests.lab.pulumi_engine import Engine
 from tests.lab.pulumi_model import Registration, Run
 from tests.lab.small_providers import small_providers
@@ -115,9 +117,11 @@ class AwsStack:
 
 
 @contextmanager
-def aws_account() -> Iterator[None]:
-    """An empty account in moto, and credentials for it."""
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
+def aws_account(*, policies: bool = False) -> Iterator[None]:
+    """An empty account in moto, and credentials for it. `policies`: with AWS's own, which take seconds to load and
+    which a role of an intranet machine is given."""
+    options: DefaultConfig = {"iam": {"load_aws_managed_policies": policies}}
+    with pytest.MonkeyPatch.context() as patch, mock_aws(config=options):
         for name, value in KEYS.items():
             patch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "HF_TOKEN"):
@@ -128,7 +132,7 @@ def aws_account() -> Iterator[None]:
 def make_stack(folder: Path, **config: str) -> AwsStack:
     """Inside `aws_account`. `folder` gets the wheel."""
     cloud = MotoCloud(REGION)
-    stack = AwsStack(Engine({"aws": cloud, **small_providers()}, stack=NAME), cloud)
+    stack = AwsStack(Engine({"aws": cloud, **small_providers()}, stack=NAME, host=WarmHost()), cloud)
     stack.set(**CONFIG, runtime_wheel=str(make_small_wheel(folder)))
     stack.set(**config)
     return stack

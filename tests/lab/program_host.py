@@ -20,8 +20,9 @@ import pulumi.runtime
 PARALLEL = 16
 
 
-def main() -> int:
-    arguments = _parse()
+def main(argv: list[str]) -> int:
+    """The exit status of the program that `argv` names."""
+    arguments = _parse(argv)
     pulumi.runtime.set_all_config(pulumi.runtime.get_config_env(), pulumi.runtime.get_config_secret_keys_env())
     pulumi.runtime.configure(
         pulumi.runtime.Settings(
@@ -51,12 +52,12 @@ def main() -> int:
     return 0
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for flag in ("--project", "--stack", "--root", "--monitor", "--engine", "--dry-run"):
         parser.add_argument(flag, required=True)
     parser.add_argument("program")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _run(program: str) -> None:
@@ -64,7 +65,7 @@ def _run(program: str) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of gRPC would keep the process alive

@@ -13,14 +13,11 @@ from __future__ import annotations
 import concurrent.futures
 import graphlib
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +25,9 @@ import grpc
 from pulumi.runtime.proto import engine_pb2_grpc, resource_pb2_grpc
 
 from tests.lab import sdk_schema
+from tests.lab.program_hosts import ROOT, ProcessHost
 from tests.lab.pulumi_model import (
     Created,
-    Ended,
     Host,
     Operation,
     Program,
@@ -43,45 +40,7 @@ from tests.lab.pulumi_model import (
 from tests.lab.pulumi_monitor import Log, Monitor
 from tests.lab.pulumi_wire import Properties, holds_secret, plain, secret
 
-ROOT = Path(__file__).resolve().parents[2]
-HOST = Path(__file__).with_name("program_host.py")
 THREADS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessHost:
-    """Runs the program in a process of its own, with what Pulumi's host puts into the environment."""
-
-    environment: Mapping[str, str] = field(default_factory=dict)
-    timeout_s: float = 120
-
-    def __call__(self, program: Program) -> Ended:
-        given = {
-            "PULUMI_PROJECT": program.project,
-            "PULUMI_STACK": program.stack,
-            "PULUMI_CONFIG": json.dumps(dict(program.config)),
-            "PULUMI_CONFIG_SECRET_KEYS": json.dumps(program.secret_keys),
-            "PYTHONPATH": str(ROOT),
-        }
-        flags = {
-            "--project": program.project,
-            "--stack": program.stack,
-            "--root": str(program.root),
-            "--monitor": program.address,
-            "--engine": program.address,
-            "--dry-run": str(program.preview).lower(),
-        }
-        command = [sys.executable, "-W", "ignore", str(HOST), *(part for item in flags.items() for part in item)]
-        done = subprocess.run(
-            [*command, str(program.folder)],
-            cwd=program.folder,
-            env={**os.environ, **given, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=self.timeout_s,
-            check=False,
-        )
-        return Ended(done.returncode == 0, done.stdout + done.stderr)
 
 
 class Engine:

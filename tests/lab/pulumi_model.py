@@ -117,8 +117,8 @@ class Run:
     def of_type(self, token: str) -> list[Registration]:
         return [item for item in self.registrations.values() if item.type == token]
 
-    def one(self, token: str) -> Registration:
-        (found,) = self.of_type(token)
+    def one(self, token: str, name: str | None = None) -> Registration:
+        (found,) = (item for item in self.of_type(token) if name in (None, item.name))
         return found
 
     def messages(self, severity: str) -> list[str]:

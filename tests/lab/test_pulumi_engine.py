@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.program_hosts import ProcessHost, WarmHost
 from tests.lab.pulumi_engine import Engine
 from tests.lab.pulumi_model import Provider
 from tests.lab.pulumi_wire import is_secret
@@ -48,12 +49,19 @@ def make(
     folder: Path, config: Mapping[str, str], providers: Mapping[str, Provider], state: Path | None = None
 ) -> Engine:
     named = {f"deployctl:{key}": value for key, value in config.items()}
-    return Engine(providers, folder=folder, config=named, state_file=state)
+    return Engine(providers, folder=folder, config=named, state_file=state, host=WarmHost())
 
 
 def up(engine: Engine) -> None:
     done = engine.up()
     assert done.succeeded, done.explain()
+
+
+def test_both_hosts_run_the_same_program_alike(engine: Engine) -> None:
+    up(engine)
+    engine.host = ProcessHost()
+    up(engine)
+    assert engine.run.names("same") == ["first", "second", "token"]
 
 
 def test_a_preview_plans_creates_and_makes_nothing(engine: Engine, log: Path) -> None:

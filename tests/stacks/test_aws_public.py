@@ -71,7 +71,7 @@ def test_nothing_is_protected_or_kept(made: Run) -> None:
 def test_everything_lies_in_the_specs_region_and_carries_the_tag(stack: AwsStack, made: Run) -> None:
     providers = {item.provider.rpartition("::")[2] for item in inputs_of(made).values()}
     assert providers == {f"{NAME}-aws"}
-    (provider,) = (item for item in made.of_type("pulumi:providers:aws") if item.name == f"{NAME}-aws")
+    provider = made.one("pulumi:providers:aws", f"{NAME}-aws")
     assert provider.values["region"] == REGION
     assert json.loads(provider.values["defaultTags"])["tags"]["deployctl"] == NAME
 
@@ -166,7 +166,7 @@ def test_the_cloud_itself_ends_the_machine(stack: AwsStack, made: Run) -> None:
 
 
 def test_the_timer_may_delete_this_machine_and_nothing_else(made: Run) -> None:
-    (policy,) = (item for item in made.of_type("aws:iam/rolePolicy:RolePolicy") if item.name == f"{NAME}-ttl")
+    policy = made.one("aws:iam/rolePolicy:RolePolicy", f"{NAME}-ttl")
     (statement,) = json.loads(policy.values["policy"])["Statement"]
     assert statement["Action"] == "ec2:TerminateInstances"
     assert statement["Resource"][0].endswith(f"instance/{made.values['instance_id']}")

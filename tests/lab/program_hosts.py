@@ -1,0 +1,104 @@
+"""Language hosts for the test engine: what starts the program, with what Pulumi's host puts into its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.lab.pulumi_model import Ended, Program
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = Path(__file__).with_name("program_host.py")
+ZYGOTE = Path(__file__).with_name("program_zygote.py")
+TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessHost:
+    """Runs the program in a new interpreter, as Pulumi does."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, program: Program) -> Ended:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", str(HOST), *arguments(program)],
+            cwd=program.folder,
+            env=environment(program) | self.environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        return Ended(done.returncode == 0, done.stdout + done.stderr)
+
+
+class WarmHost:
+    """Runs each program in a process of its own, forked from one that has imported the SDKs: a quarter of the time."""
+
+    zygote: subprocess.Popen[str] | None = None  # one for the whole test process; ends with it
+    lock = threading.Lock()
+
+    def __call__(self, program: Program) -> Ended:
+        with tempfile.TemporaryDirectory() as scratch:
+            output = Path(scratch) / "output"
+            order = {
+                "arguments": arguments(program),
+                "environment": environment(program),
+                "folder": str(program.folder),
+                "seconds": TIMEOUT_S,
+                "output": str(output),
+            }
+            with self.lock:
+                code = _ask(self._warm(), json.dumps(order))
+            return Ended(code == 0, output.read_text())
+
+    @classmethod
+    def _warm(cls) -> subprocess.Popen[str]:
+        if cls.zygote is None or cls.zygote.poll() is not None:
+            cls.zygote = subprocess.Popen(
+                [sys.executable, "-W", "ignore", str(ZYGOTE)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        return cls.zygote
+
+
+def _ask(zygote: subprocess.Popen[str], order: str) -> int:
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    zygote.stdin.write(order + "\n")
+    zygote.stdin.flush()
+    return int(zygote.stdout.readline())
+
+
+def arguments(program: Program) -> list[str]:
+    """The command line of `program_host`."""
+    flags = {
+        "--project": program.project,
+        "--stack": program.stack,
+        "--root": str(program.root),
+        "--monitor": program.address,
+        "--engine": program.address,
+        "--dry-run": str(program.preview).lower(),
+    }
+    return [*(part for item in flags.items() for part in item), str(program.folder)]
+
+
+def environment(program: Program) -> dict[str, str]:
+    given = {
+        "PULUMI_PROJECT": program.project,
+        "PULUMI_STACK": program.stack,
+        "PULUMI_CONFIG": json.dumps(dict(program.config)),
+        "PULUMI_CONFIG_SECRET_KEYS": json.dumps(program.secret_keys),
+        "PYTHONPATH": str(ROOT),
+    }
+    return {**os.environ, **given}
