@@ -31,6 +31,7 @@ from runtime.server.jobs import COMPLETION_MAX_TOKENS, Bounds, max_tokens_of, sa
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
 from runtime.server.output_parser import OutputParser
+from runtime.server.pages import add_pages
 from runtime.server.rates import Rates
 from runtime.server.schema import (
     ChatBody,
@@ -104,6 +105,7 @@ def create_app(service: Service) -> FastAPI:
     )
     _add_error_handlers(app, service.metrics)
     _add_routes(app, service)
+    add_pages(app)
     return app
 
 

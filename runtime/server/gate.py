@@ -10,9 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.server.auth import KeyRing
 from runtime.server.errors import ApiError, not_ready
 from runtime.server.metrics import Metrics
+from runtime.server.pages import PATHS
 from runtime.server.status import Readiness
 
-OPEN_PATHS = frozenset({"/health"})  # answered without a key
+OPEN_PATHS = frozenset({"/health", *PATHS})  # answered without a key
 KEY = "deployctl.key"  # where the matched ApiKey stands in the ASGI scope
 REQUEST_ID = "deployctl.request_id"  # and the request's id: the client's X-Request-Id, or a random one
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")

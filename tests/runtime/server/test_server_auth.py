@@ -14,8 +14,10 @@ from runtime.deployment import Deployment, EngineOptions, Listen, ModelSource
 from runtime.server.app import Service, create_app
 from runtime.server.auth import KeyRing
 from runtime.server.engine_client import EngineClient
+from runtime.server.gate import OPEN_PATHS
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
+from runtime.server.pages import PATHS
 from runtime.server.rates import Rates
 from runtime.server.status import Readiness
 
@@ -43,7 +45,7 @@ def routes() -> list[tuple[str, str]]:
 
 
 GUARDED = [
-    *(route for route in routes() if route[1] != "/health"),
+    *(route for route in routes() if route[1] not in OPEN_PATHS),
     ("GET", "/no/such/path"),
     ("GET", "/docs"),
 ]
@@ -72,7 +74,12 @@ def test_the_routes_are_those_of_the_api() -> None:
         "/tokenize",
         "/detokenize",
         "/version",
+        *PATHS,
     }
+
+
+def test_only_health_and_the_static_page_are_open() -> None:
+    assert {"/health", "/", "/playground.css", "/playground.js"} == OPEN_PATHS
 
 
 def test_health_needs_no_key(server: Server) -> None:
