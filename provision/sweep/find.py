@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -26,21 +27,31 @@ class Search(Protocol):
         ...
 
 
-def find_leftovers(cloud: str, region: str, name: str, *, keep_weights: bool = False, patience_s: float = 0.0) -> Sweep:
+def find_leftovers(
+    cloud: str,
+    region: str,
+    name: str,
+    *,
+    keep_weights: bool = False,
+    patience_s: float = 0.0,
+    pause: Callable[[float], None] = time.sleep,
+) -> Sweep:
     """Everything of deployment `name` that exists in `region`, and in the parts of the account that have no region.
 
-    `keep_weights`: the disk of weights is reported as kept, not as left over. `patience_s`: how long to ask again while
-    all that is found is being deleted by the cloud already. Raises MissingPartError without the cloud's extra and
-    UsageError for another word than aws or alicloud; every other failure is an unknown in the answer.
+    `keep_weights`: the disk of weights is reported as kept, not as left over. `patience_s`: how long to ask again, in
+    seconds, while the cloud is still deleting something: what it held can be deleted only after it. Raises
+    MissingPartError without the cloud's extra and UsageError for another word than aws or alicloud; every other failure
+    is an unknown in the answer.
     """
     search = open_search(cloud, region, name)
-    deadline = time.monotonic() + patience_s
+    waited = 0.0
     while True:
         sweep = _sweep_once(search, Sweep(cloud, region, name), keep_weights)
-        waits = sweep.found and not sweep.unknown and all(item.going for item in sweep.found)
-        if not waits or time.monotonic() + PAUSE_S > deadline:
+        waits = any(item.going for item in sweep.found) and not sweep.unknown
+        if not waits or waited + PAUSE_S > patience_s:
             return sweep
-        time.sleep(PAUSE_S)
+        pause(PAUSE_S)
+        waited += PAUSE_S
 
 
 def delete_leftovers(sweep: Sweep) -> dict[str, str]:
