@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Access:
     def write(self, path: Path, data: bytes) -> None:
         """A reader sees the old content or the new one, never half and never without its right to read."""
         self.make_folder(path.parent)
-        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         write_atomic(new, data)
         os.chmod(new, self.file_mode)
         os.chown(new, self.uid, self.gid)

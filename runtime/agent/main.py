@@ -325,7 +325,7 @@ class Agent:
         hint: str | None = None,
     ) -> None:
         self._check_interrupted()
-        if self._retries == 0 or progress.percent is not None:
+        if self._retries == 0 or progress.percent is not None or progress.bytes:
             self._board.post(release.id, phase, progress, error=error, hint=hint)
 
     def _pause(self, seconds: float) -> None:

@@ -32,14 +32,14 @@ from runtime.agent.packages import install_packages
 from runtime.agent.releases import Release, Releases
 from runtime.agent.rounds import Rounds
 from runtime.agent.serving import Health, probe_health
-from runtime.agent.software import Software
+from runtime.agent.software import Software, packages_of
 from runtime.agent.status import PhaseError, Report
 from runtime.agent.systemd import Systemd
 from runtime.agent.units import UnitManager
 from runtime.agent.uploads import Uploads
 from runtime.agent.weights import Caches
 from runtime.agent.worker import WorkerError
-from runtime.bucket import open_bucket
+from runtime.bucket import BucketError, open_bucket
 from runtime.deployment import Listen, Setup
 from runtime.mailbox import (
     IDENTITY,
@@ -123,6 +123,9 @@ class VmMachine:
     def prepare_runtime(self, wanted: Current, release: Release, report: Report) -> None:
         self.software.add_runtime(wanted, release, report, self._driver_version)
         if release.deployment.engine.device == "cuda":
+            # An own index or bundle may have brought any build: only now it is known what it needs.
+            built_for = phases.cuda_build(packages_of((release.folder / "venv").resolve()))
+            phases.check_gpus(phases.list_gpus(), release.deployment.engine.tensor_parallel, built_for)
             self._ensure_compiler(release.deployment.setup or Setup(), report)
 
     def open(self, release: Release) -> bool:
@@ -248,14 +251,14 @@ def run(vm_file: Path) -> int:
     try:
         vm = decode_vm(vm_file.read_bytes())
         group, server_group = (grp.getgrnam(name).gr_gid for name in (GROUP, SERVER_USER))
-    except (OSError, ValueError, KeyError) as error:
+        bucket = BucketMailbox(open_bucket(vm.provider, vm.region, vm.bucket, vm.endpoint))
+    except (OSError, ValueError, KeyError, BucketError) as error:
         print(f"error: {vm_file}: {error} | hint: run `deployctl-runtime install` first", file=sys.stderr)
         return 1
     os.umask(0o022)
     access = Access(0o640, 0o750, gid=group)
     metadata = Metadata(vm.provider)
     instance_id = wait_for_instance_id(metadata)
-    bucket = BucketMailbox(open_bucket(vm.provider, vm.region, vm.bucket, vm.endpoint))
     mirrors = {KEYS: RUN_DIR / "keys.json", STATUS: RUN_DIR / "status.json"}
     courier = Courier(bucket, STATE_DIR / "mailbox", mirrors, access)
     boot = boot_id(RUN_DIR, Releases(STATE_DIR, access).forgive)
