@@ -1,4 +1,4 @@
-"""The Pulumi program on Alibaba Cloud, held on the test engine and an account in memory."""
+"""What the Pulumi program makes on Alibaba Cloud, held on the test engine and an account in memory."""
 
 from __future__ import annotations
 
@@ -6,43 +6,34 @@ import base64
 import datetime
 import json
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from provision.catalog import MODELS
 from provision.model_ref import parse_model
 from provision.naming import TAG, WEIGHTS_TAG
 from runtime.mailbox import CURRENT, decode_current, decode_life
-from runtime.vm import Vm, decode_vm
 from stacks.alicloud import RESOURCE_TYPES
 from stacks.alicloud_policies import MAX_BYTES, machine_policy
-from tests.lab.alicloud_cloud import IMAGE, AlicloudCloud, Thing
-from tests.lab.alicloud_provider import AlicloudProvider
+from stacks.vm import GpuVmOutputs
+from tests.lab.alicloud_cloud import IMAGE
+from tests.lab.alicloud_stack import (
+    INSTANCE,
+    OBJECT,
+    RULE,
+    AlicloudStack,
+    content_of,
+    make_stack,
+    open_ports,
+    ours,
+)
 from tests.lab.object_store import OWNER, ObjectStore
-from tests.lab.pulumi_engine import Engine
-from tests.lab.pulumi_model import Registration, Run
+from tests.lab.pulumi_model import Run
 from tests.lab.pulumi_wire import is_secret
-from tests.lab.small_providers import small_providers
-from tests.lab.small_wheel import make_small_wheel
 
-INSTANCE = "alicloud:ecs/instance:Instance"
-RULE = "alicloud:ecs/securityGroupRule:SecurityGroupRule"
-OBJECT = "alicloud:oss/bucketObject:BucketObject"
-TYPE = "ecs.gn7i-c16g1.4xlarge"
-NEWER = "ubuntu_24_04_x64_20G_alibase_20270101.vhd"
 HUB_TOKEN = "hf_notForTheLogs"
-BASIC = {
-    "cloud": "alicloud",
-    "region": "cn-hangzhou",
-    "instance_type": TYPE,
-    "model": "modelscope:Qwen/Qwen2.5-7B-Instruct",
-    "allowed_cidrs": "198.51.100.0/24,203.0.113.9/32",
-    "wait": "false",
-}
 # Types that take no tags; those with names are found by them, the others go with what they belong to.
 UNTAGGED = {
     "alicloud:ecs/ecsDiskAttachment:EcsDiskAttachment",
@@ -55,83 +46,27 @@ UNTAGGED = {
     "alicloud:ram/rolePolicyAttachment:RolePolicyAttachment",
     "alicloud:vpc/snatEntry:SnatEntry",
 }
-Made = tuple[Engine, AlicloudCloud, Run]
-
-
-def engine_for(cloud: AlicloudCloud, folder: Path, **config: str) -> Engine:
-    values = {**BASIC, "runtime_wheel": str(make_small_wheel(folder)), **config}
-    providers = {"alicloud": AlicloudProvider(cloud), **small_providers()}
-    named = {f"deployctl:{key}": value for key, value in values.items() if value}
-    return Engine(providers, stack="bot", config=named, secret_keys=["deployctl:hub_token"])
-
-
-def up(engine: Engine) -> Run:
-    done = engine.up()
-    assert done.succeeded, done.explain()
-    return done
-
-
-@pytest.fixture
-def cloud() -> AlicloudCloud:
-    return AlicloudCloud()
-
-
-@pytest.fixture
-def make(cloud: AlicloudCloud, tmp_path: Path) -> Callable[..., Engine]:
-    return lambda **config: engine_for(cloud, tmp_path, **config)
+Made = tuple[AlicloudStack, Run]
 
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One public endpoint with everything that can be asked for; only looked at."""
-    cloud = AlicloudCloud()
     options = {"weights_disk_gib": "60", "hub_token": HUB_TOKEN, "tags": "team=search"}
-    engine = engine_for(cloud, tmp_path_factory.mktemp("public"), **options)
-    return engine, cloud, up(engine)
+    stack = make_stack(tmp_path_factory.mktemp("public"), **options)
+    return stack, stack.up()
 
 
 @pytest.fixture(scope="module")
 def intranet(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One intranet endpoint with a NAT gateway; only looked at."""
-    cloud = AlicloudCloud()
-    engine = engine_for(cloud, tmp_path_factory.mktemp("intranet"), endpoint="intranet", allowed_cidrs="")
-    return engine, cloud, up(engine)
-
-
-def machine_of(cloud: AlicloudCloud) -> Thing:
-    (machine,) = cloud.find("/instance:Instance")
-    return machine
-
-
-def user_data_of(cloud: AlicloudCloud) -> str:
-    return base64.b64decode(machine_of(cloud).values["userData"]).decode()
-
-
-def vm_of(cloud: AlicloudCloud) -> Vm:
-    files = yaml.safe_load(user_data_of(cloud))["write_files"]
-    (vm,) = [item["content"] for item in files if item["path"] == "/etc/deployctl/vm.json"]
-    return decode_vm(vm.encode())
-
-
-def content_of(run: Run, part: str) -> str:
-    (item,) = [item for item in run.of_type(OBJECT) if item.name == f"bot-{part}"]
-    return str(item.values["content"])
-
-
-def open_ports(run: Run) -> set[tuple[str, str]]:
-    return {(item.values["portRange"], item.values["cidrIp"]) for item in run.of_type(RULE)}
-
-
-def ours(run: Run) -> Iterator[Registration]:
-    return (item for item in run.registrations.values() if item.type.startswith("alicloud:"))
-
-
-# ---- what is made ----
+    stack = make_stack(tmp_path_factory.mktemp("intranet"), endpoint="intranet", allowed_cidrs="")
+    return stack, stack.up()
 
 
 def test_up_reports_the_endpoint_at_its_address(public: Made) -> None:
-    _, cloud, done = public
-    machine, (address,) = machine_of(cloud), cloud.find("EipAddress")
+    stack, done = public
+    machine, (address,) = stack.machine(), stack.cloud.find("EipAddress")
     assert done.values["endpoint"] == f"https://{address.values['ipAddress']}:8000/v1"
     assert done.values["public_ip"] == address.values["ipAddress"]
     assert done.values["instance_id"] == machine.id
@@ -142,13 +77,11 @@ def test_up_reports_the_endpoint_at_its_address(public: Made) -> None:
 
 
 def test_the_outputs_are_those_of_the_other_cloud(public: Made) -> None:
-    from stacks.vm import GpuVmOutputs
-
-    assert set(GpuVmOutputs.__dataclass_fields__) <= public[2].values.keys()
+    assert set(GpuVmOutputs.__dataclass_fields__) <= public[1].values.keys()
 
 
 def test_every_charge_is_asked_for_by_name(public: Made) -> None:
-    values = public[2].one(INSTANCE).values
+    values = public[1].one(INSTANCE).values
     assert values["instanceChargeType"] == "PostPaid"
     assert values["internetChargeType"] == "PayByTraffic"
     assert values["internetMaxBandwidthOut"] == 0
@@ -158,45 +91,45 @@ def test_every_charge_is_asked_for_by_name(public: Made) -> None:
 
 
 def test_disks_are_encrypted_and_of_a_kind_that_the_type_boots_from(public: Made) -> None:
-    values = public[2].one(INSTANCE).values
+    values = public[1].one(INSTANCE).values
     assert (values["systemDiskCategory"], values["systemDiskEncrypted"]) == ("cloud_essd", True)
-    disk = public[2].one("alicloud:ecs/ecsDisk:EcsDisk").values
+    disk = public[1].one("alicloud:ecs/ecsDisk:EcsDisk").values
     assert (disk["category"], disk["encrypted"], disk["size"]) == ("cloud_essd", True, 60)
     assert (disk["zoneId"], disk["deleteWithInstance"]) == ("cn-hangzhou-b", False)
 
 
 def test_metadata_wants_a_token(public: Made) -> None:
-    assert public[2].one(INSTANCE).values["httpTokens"] == "required"
+    assert public[1].one(INSTANCE).values["httpTokens"] == "required"
 
 
-def test_an_image_whose_cloud_init_sends_no_token_gets_open_metadata(make: Callable[..., Engine]) -> None:
-    done = make(image="m-debian_12").preview()
+def test_an_image_whose_cloud_init_sends_no_token_gets_open_metadata(tmp_path: Path) -> None:
+    done = make_stack(tmp_path, image="m-debian_12").preview()
     assert done.one(INSTANCE).values["httpTokens"] == "optional"
     assert any("metadata stays open" in text for text in done.messages("WARNING"))
 
 
 def test_only_the_port_and_the_shell_are_open_and_only_to_the_given_ranges(public: Made) -> None:
     cidrs = ("198.51.100.0/24", "203.0.113.9/32")
-    assert open_ports(public[2]) == {(port, cidr) for port in ("8000/8000", "22/22") for cidr in cidrs}
+    assert open_ports(public[1]) == {(port, cidr) for port in ("8000/8000", "22/22") for cidr in cidrs}
 
 
 def test_the_certificate_can_name_the_address_that_is_known_before_the_machine(public: Made) -> None:
-    _, _, done = public
+    _, done = public
     listen = json.loads(content_of(done, "deployment"))["listen"]
     assert listen["names"] == [done.values["public_ip"]]
 
 
 def test_the_machine_finds_its_mailbox_inside_the_region(public: Made) -> None:
-    _, cloud, done = public
-    vm, bucket = vm_of(cloud), done.values["mailbox"]
+    stack, done = public
+    vm, bucket = stack.vm(), done.values["mailbox"]
     assert (vm.name, vm.provider, vm.region, vm.bucket) == ("bot", "alicloud", "cn-hangzhou", bucket)
     assert vm.endpoint == f"https://{bucket}.oss-cn-hangzhou-internal.aliyuncs.com"
 
 
 def test_the_mailbox_names_the_wheel_and_the_release_and_is_complete_before_current(public: Made) -> None:
-    _, cloud, done = public
+    stack, done = public
     current = decode_current(content_of(done, "current").encode())
-    keys = {item.values["key"] for item in cloud.find("BucketObject")}
+    keys = {item.values["key"] for item in stack.cloud.find("BucketObject")}
     assert {current.deployment, current.wheel, current.keys, CURRENT} <= keys
     assert current.release == done.values["release"]
     (last,) = [item for item in done.of_type(OBJECT) if item.values["key"] == CURRENT]
@@ -205,7 +138,7 @@ def test_the_mailbox_names_the_wheel_and_the_release_and_is_complete_before_curr
 
 
 def test_the_machine_comes_after_its_mailbox_and_its_rights(public: Made) -> None:
-    done = public[2]
+    done = public[1]
     names = {urn.rpartition("::")[2] for urn in done.one(INSTANCE).dependencies}
     types = {done.registrations[urn].type for urn in done.one(INSTANCE).dependencies if urn in done.registrations}
     assert "bot-current" in names
@@ -213,7 +146,7 @@ def test_the_machine_comes_after_its_mailbox_and_its_rights(public: Made) -> Non
 
 
 def test_the_bucket_is_private_encrypted_and_goes_with_its_content(public: Made) -> None:
-    done = public[2]
+    done = public[1]
     bucket = done.one("alicloud:oss/bucket:Bucket").values
     assert re.fullmatch(r"deployctl-bot-mailbox-[0-9a-f]{8}", bucket["bucket"])
     assert bucket["forceDestroy"] is True
@@ -223,7 +156,7 @@ def test_the_bucket_is_private_encrypted_and_goes_with_its_content(public: Made)
 
 
 def test_the_role_reaches_its_mailbox_and_nothing_else(public: Made) -> None:
-    done = public[2]
+    done = public[1]
     policy = json.loads(done.one("alicloud:ram/policy:Policy").values["policyDocument"])
     bucket = f"acs:oss:*:*:{done.values['mailbox']}"
     assert granted(policy, "oss:GetObject") == {f"{bucket}/{part}/*" for part in ("release", "secrets", "bundle")}
@@ -254,70 +187,73 @@ def test_the_policy_of_the_longest_names_is_short_enough_for_ram() -> None:
 
 
 def test_everything_carries_the_tag_or_a_name_that_is_searched_for(public: Made, intranet: Made) -> None:
-    for _, cloud, done in (public, intranet):
+    for stack, done in (public, intranet):
         for item in ours(done):
             if item.type not in UNTAGGED:
                 assert item.values["tags"][TAG] == "bot", item.name
-        assert {thing.name for thing in cloud.named("deployctl-bot-")} >= {"deployctl-bot-role", "deployctl-bot-key"}
+        assert {thing.name for thing in stack.cloud.named("deployctl-bot-")} >= {
+            "deployctl-bot-role",
+            "deployctl-bot-key",
+        }
 
 
 def test_the_users_own_tags_go_everywhere_too(public: Made) -> None:
-    tagged = [item for item in ours(public[2]) if item.type not in UNTAGGED]
+    tagged = [item for item in ours(public[1]) if item.type not in UNTAGGED]
     assert tagged
     assert all(item.values["tags"]["team"] == "search" for item in tagged)
 
 
 def test_the_weights_disk_is_tagged_for_what_outlives_its_machine(public: Made) -> None:
-    assert public[2].one("alicloud:ecs/ecsDisk:EcsDisk").values["tags"][WEIGHTS_TAG] == "bot"
+    assert public[1].one("alicloud:ecs/ecsDisk:EcsDisk").values["tags"][WEIGHTS_TAG] == "bot"
 
 
 def test_only_listed_types_are_made_and_nothing_is_protected(public: Made, intranet: Made) -> None:
-    made = {item.type for _, _, done in (public, intranet) for item in ours(done)}
+    made = {item.type for _, done in (public, intranet) for item in ours(done)}
     assert made == set(RESOURCE_TYPES)
-    assert not any(item.protect or item.retain for _, _, done in (public, intranet) for item in ours(done))
+    assert not any(item.protect or item.retain for _, done in (public, intranet) for item in ours(done))
 
 
 def test_secrets_are_marked_and_stand_in_no_user_data_tag_or_log(public: Made) -> None:
-    engine, cloud, done = public
+    stack, done = public
     assert is_secret(done.outputs["api_key"])
     assert is_secret(done.outputs["ssh_private_key"])
     key, private = done.values["api_key"], done.values["ssh_private_key"]
-    state = json.dumps([item.inputs["content"] for item in engine.state.values() if item.name == "bot-hub-token"])
+    state = json.dumps([item.inputs["content"] for item in stack.engine.state.values() if item.name == "bot-hub-token"])
     assert HUB_TOKEN in state
-    assert is_secret(next(item.inputs["content"] for item in engine.state.values() if item.name == "bot-hub-token"))
-    seen = user_data_of(cloud) + done.output + json.dumps(done.logs) + json.dumps([item.tags for item in cloud.find()])
+    assert is_secret(
+        next(item.inputs["content"] for item in stack.engine.state.values() if item.name == "bot-hub-token")
+    )
+    seen = (
+        stack.user_data() + done.output + json.dumps(done.logs) + json.dumps([item.tags for item in stack.cloud.find()])
+    )
     assert not [secret for secret in (key, private, HUB_TOKEN) if secret in seen]
 
 
-def test_the_key_pair_is_of_a_kind_that_the_cloud_imports(public: Made, make: Callable[..., Engine]) -> None:
-    assert public[2].one("alicloud:ecs/ecsKeyPair:EcsKeyPair").values["publicKey"].startswith("ssh-rsa ")
-    refused = make(ssh_public_key=f"ssh-ed25519 {base64.b64encode(bytes(51)).decode()} me").preview()
-    assert not refused.succeeded
-    assert "ssh-keygen -t rsa" in refused.explain()
-
-
-# ---- intranet, existing networks, spot ----
+def test_the_key_pair_is_of_a_kind_that_the_cloud_imports(public: Made, tmp_path: Path) -> None:
+    assert public[1].one("alicloud:ecs/ecsKeyPair:EcsKeyPair").values["publicKey"].startswith("ssh-rsa ")
+    key = f"ssh-ed25519 {base64.b64encode(bytes(51)).decode()} me"
+    assert "ssh-keygen -t rsa" in make_stack(tmp_path, ssh_public_key=key).refused()
 
 
 def test_intranet_has_no_public_address_but_a_way_out(intranet: Made) -> None:
-    _, cloud, done = intranet
-    (address,) = cloud.find("EipAddress")
-    (bound,) = cloud.find("EipAssociation")
+    stack, done = intranet
+    (address,) = stack.cloud.find("EipAddress")
+    (bound,) = stack.cloud.find("EipAssociation")
     assert done.values.get("public_ip") is None
     assert done.values["endpoint"] == "https://10.42.1.10:8000/v1"
     assert bound.values["instanceId"].startswith("ngw-")
-    (snat,) = cloud.find("SnatEntry")
+    (snat,) = stack.cloud.find("SnatEntry")
     assert (snat.values["snatIp"], snat.values["sourceCidr"]) == (address.values["ipAddress"], "10.42.0.0/16")
 
 
 def test_intranet_opens_the_endpoint_to_private_ranges_and_no_shell(intranet: Made) -> None:
     ranges = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
-    assert open_ports(intranet[2]) == {("8000/8000", cidr) for cidr in ranges}
+    assert open_ports(intranet[1]) == {("8000/8000", cidr) for cidr in ranges}
 
 
 @pytest.mark.parametrize("egress", ["bundle", "none"])
 def test_without_a_way_out_there_is_no_address_at_all(
-    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, egress: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, egress: str
 ) -> None:
     config = MODELS["Qwen/Qwen2.5-7B-Instruct"].config
     with ObjectStore("cn-hangzhou") as store:
@@ -326,162 +262,43 @@ def test_without_a_way_out_there_is_no_address_at_all(
         for name, value in OWNER.environment().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("OSS_ENDPOINT", store.url("weights").removesuffix("/weights"))
-        done = make(endpoint="intranet", egress=egress, allowed_cidrs="", model="oss://weights/7b").preview()
-    assert done.succeeded, done.explain()
+        options = {"endpoint": "intranet", "egress": egress, "allowed_cidrs": "", "model": "oss://weights/7b"}
+        done = make_stack(tmp_path, **options).preview()
     assert not done.of_type("alicloud:ecs/eipAddress:EipAddress")
     assert not done.of_type("alicloud:vpc/natGateway:NatGateway")
 
 
-def test_an_existing_network_is_used_as_it_is(make: Callable[..., Engine], cloud: AlicloudCloud) -> None:
-    done = up(make(vpc_id="vpc-own", subnet_id="vsw-own", security_group_id="sg-own"))
+def test_an_existing_network_is_used_as_it_is(tmp_path: Path) -> None:
+    stack = make_stack(tmp_path, vpc_id="vpc-own", subnet_id="vsw-own", security_group_id="sg-own")
+    done = stack.up()
     assert not done.of_type("alicloud:vpc/network:Network")
     assert not done.of_type(RULE)
-    machine = machine_of(cloud).values
+    machine = stack.machine().values
     assert (machine["vswitchId"], machine["securityGroups"]) == ("vsw-own", ["sg-own"])
     assert done.values["private_ip"] == machine["privateIp"]
 
 
-def test_in_a_vpc_of_the_users_the_vswitch_of_the_zone_is_found(make: Callable[..., Engine]) -> None:
-    done = make(vpc_id="vpc-own").preview()
-    assert done.succeeded, done.explain()
+def test_in_a_vpc_of_the_users_the_vswitch_of_the_zone_is_found(tmp_path: Path) -> None:
+    done = make_stack(tmp_path, vpc_id="vpc-own").preview()
     assert done.one(INSTANCE).values["vswitchId"] == "vsw-own"
     assert done.one("alicloud:ecs/securityGroup:SecurityGroup").values["vpcId"] == "vpc-own"
 
 
-def test_a_spot_machine_is_deleted_when_it_is_taken_back(make: Callable[..., Engine]) -> None:
-    values = make(spot="true").preview().one(INSTANCE).values
+def test_a_spot_machine_is_deleted_when_it_is_taken_back(tmp_path: Path) -> None:
+    values = make_stack(tmp_path, spot="true").preview().one(INSTANCE).values
     assert (values["spotStrategy"], values["spotInterruptionBehavior"]) == ("SpotAsPriceGo", "Terminate")
     assert "stoppedMode" not in values
 
 
-def test_a_kept_weights_disk_is_attached_and_no_new_one_made(make: Callable[..., Engine]) -> None:
-    done = make(weights_disk_gib="60", weights_disk="d-kept").preview()
-    assert done.succeeded, done.explain()
+def test_a_kept_weights_disk_is_attached_and_no_new_one_made(tmp_path: Path) -> None:
+    done = make_stack(tmp_path, weights_disk_gib="60", weights_disk="d-kept").preview()
     assert not done.of_type("alicloud:ecs/ecsDisk:EcsDisk")
     assert done.one("alicloud:ecs/ecsDiskAttachment:EcsDiskAttachment").values["diskId"] == "d-kept"
 
 
-# ---- end of life ----
-
-
 def test_the_clouds_timer_and_the_machines_backstop_speak_of_the_same_minute(public: Made) -> None:
-    _, _, done = public
+    _, done = public
     at = datetime.datetime.strptime(done.one(INSTANCE).values["autoReleaseTime"], "%Y-%m-%dT%H:%M:00Z")
     expires = done.values["expires_at"]
     assert 0 <= at.replace(tzinfo=datetime.UTC).timestamp() - expires < 60
     assert decode_life(content_of(done, "life").encode()).expires_at == expires
-
-
-def test_a_ttl_of_zero_switches_the_timer_off_with_a_warning(make: Callable[..., Engine]) -> None:
-    done = make(ttl="0").preview()
-    assert "autoReleaseTime" not in done.one(INSTANCE).values
-    assert any("ttl 0" in text for text in done.messages("WARNING"))
-
-
-def test_extend_moves_the_timer_of_the_same_machine(make: Callable[..., Engine], cloud: AlicloudCloud) -> None:
-    engine = make()
-    before = up(engine).values["instance_id"]
-    later = int(cloud.now().timestamp()) + 20 * 3600
-    engine.config["deployctl:expires_at"] = str(later)
-    done = up(engine)
-    assert done.values["instance_id"] == before
-    assert [step.changed for step in done.steps if step.type == INSTANCE] == [("autoReleaseTime",)]
-    assert decode_life(content_of(done, "life").encode()).expires_at == later
-
-
-# ---- the life of a stack ----
-
-
-def test_a_preview_with_unknowns_makes_nothing(make: Callable[..., Engine], cloud: AlicloudCloud) -> None:
-    done = make().preview()
-    assert done.succeeded, done.explain()
-    assert "bot-machine" in done.names("create")
-    assert not cloud.things
-
-
-@pytest.mark.parametrize("sold_out", [("cn-hangzhou-b",), ("cn-hangzhou-b", "cn-hangzhou-h", "cn-hangzhou-i")])
-def test_a_second_run_changes_nothing_though_image_stock_and_laptop_have_changed(
-    make: Callable[..., Engine], cloud: AlicloudCloud, tmp_path: Path, sold_out: tuple[str, ...]
-) -> None:
-    engine = make(weights_disk_gib="60")
-    up(engine)
-    cloud.images.append(NEWER)
-    cloud.sold_out |= {(TYPE, zone) for zone in sold_out}
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    wheel = Path(engine.config["deployctl:runtime_wheel"])
-    engine.config["deployctl:runtime_wheel"] = str(wheel.rename(elsewhere / wheel.name))
-    done = up(engine)
-    assert [step for step in done.steps if step.operation != "same"] == []
-
-
-def test_another_model_travels_through_the_mailbox_and_leaves_the_machine_alone(
-    make: Callable[..., Engine], cloud: AlicloudCloud
-) -> None:
-    engine = make()
-    first = up(engine).values["release"]
-    engine.config["deployctl:max_model_len"] = "2048"
-    done = up(engine)
-    assert done.values["release"] != first
-    assert [step.operation for step in done.steps if step.type == INSTANCE] == ["same"]
-    assert [step.operation for step in done.steps if step.name == "bot-current"] == ["update"]
-
-
-def test_another_type_is_given_to_the_same_machine_and_its_disk_does_not_shrink(
-    make: Callable[..., Engine], cloud: AlicloudCloud
-) -> None:
-    engine = make(instance_type="ecs.gn7e-c16g1.4xlarge", model="modelscope:Qwen/Qwen2.5-32B-Instruct")
-    first = up(engine).values["instance_id"]
-    engine.config |= {"deployctl:instance_type": TYPE, "deployctl:model": BASIC["model"]}
-    done = up(engine)
-    assert done.values["instance_id"] == first
-    assert [step.changed for step in done.steps if step.type == INSTANCE] == [("instanceType",)]
-
-
-def test_another_zone_by_name_is_a_new_machine_at_the_same_address(
-    make: Callable[..., Engine], cloud: AlicloudCloud
-) -> None:
-    engine = make(placement=f"{TYPE}/cn-hangzhou-b")
-    first = up(engine).values
-    engine.config["deployctl:placement"] = f"{TYPE}/cn-hangzhou-i"
-    done = up(engine)
-    assert done.values["instance_id"] != first["instance_id"]
-    assert done.values["zone"] == "cn-hangzhou-i"
-    assert done.values["endpoint"] == first["endpoint"]
-    assert len(cloud.find("/instance:Instance")) == 1
-
-
-def test_no_stock_is_reported_with_its_code_and_the_next_zone_works(
-    make: Callable[..., Engine], cloud: AlicloudCloud
-) -> None:
-    engine = make(placement=f"{TYPE}/cn-hangzhou-b")
-    cloud.sold_out.add((TYPE, "cn-hangzhou-b"))
-    failed = engine.up()
-    assert not failed.succeeded
-    assert "OperationDenied.NoStock" in failed.explain()
-    assert not cloud.find("/instance:Instance")
-    engine.config["deployctl:placement"] = f"{TYPE}/cn-hangzhou-h"
-    assert up(engine).values["zone"] == "cn-hangzhou-h"
-
-
-def test_a_forbidden_public_endpoint_of_oss_fails_before_a_machine_is_bought(
-    make: Callable[..., Engine], cloud: AlicloudCloud
-) -> None:
-    cloud.is_public_oss_forbidden = True
-    failed = make().up()
-    assert not failed.succeeded
-    assert "PublicEndpointForbidden" in failed.explain()
-    assert not cloud.find("/instance:Instance")
-
-
-@pytest.mark.parametrize("options", [{"weights_disk_gib": "60"}, {"endpoint": "intranet", "allowed_cidrs": ""}])
-def test_destroy_empties_the_account(
-    make: Callable[..., Engine], cloud: AlicloudCloud, options: dict[str, str]
-) -> None:
-    engine = make(**options)
-    up(engine)
-    (bucket,) = cloud.find("/bucket:Bucket")
-    cloud.plant("oss/bucketObject:BucketObject", {"bucket": bucket.id, "key": "status/status.json"})
-    done = engine.destroy()
-    assert done.succeeded, done.errors
-    assert not cloud.things
