@@ -1,4 +1,4 @@
-"""A deployment on the test engine's Alibaba Cloud: the unmodified program, an account in memory, and how to ask both."""
+"""A deployment on the test engine's Alibaba Cloud: the unmodified program, an account in memory, what to ask both."""
 
 from __future__ import annotations
 
