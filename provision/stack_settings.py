@@ -16,6 +16,7 @@ PROJECT = "deployctl"
 EXPIRES_AT = f"{PROJECT}:expires_at"
 PLACEMENT = f"{PROJECT}:placement"
 WEIGHTS_DISK = f"{PROJECT}:weights_disk"
+SETTINGS = (EXPIRES_AT, PLACEMENT, WEIGHTS_DISK)
 
 
 @dataclass(frozen=True, slots=True)

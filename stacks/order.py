@@ -10,7 +10,7 @@ from provision.errors import DeployctlError, NotYetError, PlanError
 from provision.model_source import model_spec_for
 from provision.planning import Plan, not_yet, plan_deployment
 from provision.spec import DeploymentSpec, Problem, SpecError
-from provision.stack_settings import StackSettings, split_config
+from provision.stack_settings import SETTINGS, StackSettings, split_config
 from provision.wheel import Wheel, runtime_wheel
 from stacks.once import absolute
 
@@ -23,13 +23,23 @@ def read_config(environ: Mapping[str, str]) -> tuple[DeploymentSpec, StackSettin
     Pulumi's Python host hands a program the stack's whole config as JSON in PULUMI_CONFIG; read there, a misspelt key
     is an error and not a key that nobody asks for.
     """
-    values, settings = split_config(json.loads(environ.get("PULUMI_CONFIG", "{}")))
-    name = environ["PULUMI_STACK"].rpartition("/")[2]
-    spec = resolve({"name": name}, pulumi=values, env=environ).spec
-    if spec.cloud not in CLOUDS:
-        where = "deployctl:cloud" if "deployctl:cloud" in values else None
-        reason = f"{spec.cloud} has no cloud resources for Pulumi to make"
-        raise SpecError([Problem("cloud", reason, CLOUDS[0], where)])
+    config: dict[str, str] = json.loads(environ.get("PULUMI_CONFIG", "{}"))
+    problems: list[Problem] = []
+    settings = StackSettings()
+    try:
+        values, settings = split_config(config)
+    except SpecError as error:
+        values, _ = split_config({key: text for key, text in config.items() if key not in SETTINGS})
+        problems += error.problems
+    try:
+        spec = resolve({"name": environ["PULUMI_STACK"].rpartition("/")[2]}, pulumi=values, env=environ).spec
+        if spec.cloud not in CLOUDS:
+            reason = f"{spec.cloud} has no cloud resources for Pulumi to make"
+            problems.append(Problem("cloud", reason, CLOUDS[0]))
+    except SpecError as error:
+        problems += error.problems
+    if problems:
+        raise SpecError(problems)
     return spec, settings
 
 
