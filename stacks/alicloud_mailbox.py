@@ -1,8 +1,8 @@
 """The mailbox on OSS: a private, encrypted bucket, and the objects of the current release.
 
 Accounts made since 2025-03-20 may not use the public endpoints of OSS in mainland regions (PublicEndpointForbidden):
-there the first object fails, which is before a machine is bought. The provider reads OSS_ENDPOINT: from a machine in the
-region, its internal endpoint works. Not yet run on a real cloud.
+there the first object fails, which is before a machine is bought. The provider reads OSS_ENDPOINT: on a machine of the
+same region, its internal endpoint works. Not yet run on a real cloud.
 """
 
 from __future__ import annotations

@@ -87,11 +87,11 @@ def check_image(
 
 
 def _driver(choice: ImageChoice, image: Image) -> Finding:
-    name = image.name or image.id
+    name = image.id if image.name in ("", image.id) else f"{image.id}, {image.name}"
     if choice.driver == "ready":
-        return Finding("ok", "image", f"{image.id}, {name}, with NVIDIA's driver")
+        return Finding("ok", "image", f"{name}, with NVIDIA's driver")
     if choice.driver == "install":
-        text = f"{image.id}, {name}; the driver is installed at the first boot, about {DRIVER_INSTALL_MINUTES} min more"
+        text = f"{name}; the driver is installed at the first boot, about {DRIVER_INSTALL_MINUTES} min more"
         return Finding("ok", "image", text)
     return Finding("warning", "image", f"{image.id}: whether it has NVIDIA's driver is unknown; the machine checks it")
 

@@ -8,11 +8,11 @@ from provision import catalog
 from provision.costs import ALICLOUD_NAT_USD_PER_HOUR, estimate_cost, residual_items
 from provision.spec import DeploymentSpec, parse
 
-MODEL = "hf:Qwen/Qwen2.5-7B-Instruct"
+MODELS = {"aws": "s3://weights/7b", "alicloud": "oss://weights/7b"}
 
 
 def spec_of(cloud: str, **values: object) -> DeploymentSpec:
-    return parse({"cloud": cloud, "model": MODEL, **values})
+    return parse({"cloud": cloud, "model": MODELS[cloud], **values})
 
 
 @pytest.mark.parametrize(
