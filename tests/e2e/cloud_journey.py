@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from provision.automation import CloudStack
+from provision.client import Message, OpenAIClient
 from provision.cloud import CloudTarget
 from provision.model_source import model_spec_for
 from provision.planning import make_plan, plan_deployment
@@ -46,7 +47,7 @@ from runtime.mailbox import (
     wheel_key,
 )
 from runtime.sizing import Machine
-from runtime.vm import METADATA_ADDRESS, Provider, Vm
+from runtime.vm import METADATA_ADDRESS, RUN_DIR, Provider, Vm
 from tests.lab.guest import Guest, make_guest, require_lab
 from tests.lab.metadata_service import Instance, MetadataService, RoleCredentials, serve_metadata
 from tests.lab.models import write_hollow_model
@@ -61,7 +62,7 @@ TYPE: dict[Provider, str] = {"aws": "g6.2xlarge", "alicloud": "ecs.gn7i-c16g1.4x
 SCHEME: dict[Provider, str] = {"aws": "s3", "alicloud": "oss"}
 BUCKET = f"deployctl-{NAME}-mailbox-0123abcd"
 MODELS = "models-of-the-lab"
-SILENCE_S = 90.0  # nothing new in the status for so long is a failure
+SILENCE_S = 180.0  # nothing new in the status for so long is a failure
 # What the driver's own tool prints, and the end of Alibaba's installer: a driver that works after a restart only.
 NVIDIA_SMI = '#!/bin/sh\n[ ! -e /run/restart-me ] && echo "580.95.05, NVIDIA of the lab"\n'
 RESTART = "the new driver needs a restart"
@@ -120,7 +121,7 @@ class Journey:
         """
         spec, wheel = spec or self.spec, wheel or self.wheel
         with self.network.operator.network_entered():
-            model = model_spec_for(spec.model_copy(update={"model": f"{SCHEME[self.provider]}://{MODELS}/hollow"}))
+            model = model_spec_for(self.spec)  # what `spec` names may be missing
         plan = plan_deployment(spec, model) if machine is None else make_plan(spec, model, machine)
         digest = sha256 or wheel.sha256
         parts = (encode(plan.engine_options()), spec.model.encode(), digest.encode())
@@ -188,6 +189,14 @@ class Journey:
             f"error with {words!r}", lambda status: status if status.error and words in status.error else None
         )
 
+    def phase(self) -> str | None:
+        """What the agent of this boot is at now: it tells the mailbox every few seconds only."""
+        try:
+            text = Path(f"/proc/{self.guest.leader}/root{RUN_DIR}/status.json").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return decode_status(text).phase
+
     def observe(self) -> Observation:
         """What `deployctl status` shows."""
         with self.network.operator.network_entered():
@@ -209,6 +218,16 @@ class Journey:
         return "\n".join([f"{self.suite} on {self.provider}", *story, journal])
 
 
+def ask(made: Journey, key: str | None = None) -> str:
+    """The endpoint's answer to a fixed question, as a client that pins its certificate gets it."""
+    access = made.access()
+    with (
+        made.network.operator.network_entered(),
+        OpenAIClient(access.base_url, key or access.api_key, access.certificate) as client,
+    ):
+        return client.complete(access.model, [Message("user", "the quick brown fox")], max_tokens=8).text
+
+
 def scripted_wheel(folder: Path, variant: str = "") -> Wheel:
     """This checkout's wheel with the lab's engine in it. `variant` makes another wheel of the same behaviour."""
     source = (ROOT / "tests/lab/scripted_engine.py").read_text() + (f"# {variant}\n" if variant else "")
@@ -227,19 +246,20 @@ def journey(
     folder: Path,
     *,
     disk: str = "2g",
-    torch: bool = False,
+    torch: str | None = None,
     shard_bytes: int = 2 * 2**20,
     values: dict[str, object] | None = None,
 ) -> Iterator[Journey]:
     """Everything but the release; the guest has not booted yet. Skips, or fails on CI, where no guest can run.
 
-    `torch`: the real one and this checkout's own engine. `values`: more of the spec.
+    `torch`: the version of the real one, for this checkout's own engine; None: a scripted engine. `values`: more of the
+    spec.
     """
     require_lab()
     wheels = folder / "wheels"
     wheels.mkdir()
     offered = [wheelhouse(PYTHON[suite], torch=torch)]
-    if not torch:
+    if torch is None:
         stand_in_torch(wheels)
         offered.append(wheels)
     role = vm_role(weights=("hollow/", "real/"))

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from provision.client import Message, OpenAIClient, pinned_context
+from provision.client import pinned_context
 from provision.errors import EndpointError
 from runtime.vm import METADATA_ADDRESS, STATE_DIR
-from tests.e2e.cloud_journey import MODELS, SCHEME, Journey, journey, scripted_wheel
+from tests.e2e.cloud_journey import MODELS, SCHEME, Journey, ask, journey, scripted_wheel
 from tests.lab.network import GUEST
 
 PORT = 8000
@@ -45,15 +45,6 @@ def ready(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         made.guest.boot()
         made.wait_ready(release)
         yield made
-
-
-def ask(ready: Journey, key: str | None = None) -> str:
-    access = ready.access()
-    with (
-        ready.network.operator.network_entered(),
-        OpenAIClient(access.base_url, key or access.api_key, access.certificate) as client,
-    ):
-        return client.complete(access.model, [Message("user", "the quick brown fox")], max_tokens=8).text
 
 
 def served_length(ready: Journey) -> int:

@@ -189,6 +189,11 @@ class Guest:
         inside = ["nsenter", "-t", str(self._require_leader()), "-m", "-u", "-i", "-n", "-p", "-C", "--"]
         return [*inside, "env", "-i", path, "HOME=/root", "LC_ALL=C.UTF-8", *argv]
 
+    def resize_disk(self, size: str) -> None:
+        """`size` as mount(8) takes it for tmpfs: "2g"."""
+        remount = ["mount", "-o", f"remount,size={size}", str(self.folder / "disk")]
+        subprocess.run(self.network.guest.nsenter(*remount), check=True)
+
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         file = self.root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,7 @@ class ObjectStore:
         self.upload_keys: dict[str, tuple[str, str]] = {}  # by upload: bucket, key
         self.requests: list[Request] = []
         self.served: dict[str, list[tuple[int, int]]] = defaultdict(list)  # by bucket/key: start, end of each body
+        self.sending = 0  # bodies on their way, not yet in `served`
         self.lock = threading.RLock()
         self.stopped = threading.Event()
         handler = type("BoundApi", (StoreApi,), {"store": self})

@@ -25,6 +25,7 @@ from tests.lab.rootfs import build_once, cache
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = ("server", "s3", "oss", "modelscope", "runtime")
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # for who has torch from there
 OWN = re.compile(r"deployctl\[(.+)\]")
 FILE_NAME = re.compile(r"(?P<name>.+?)-(?P<version>[^-]+)(-[^-]+){3}\.whl")
 
@@ -45,9 +46,11 @@ def requirements(extras: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for lines in every for line in opened(lines)))
 
 
-def wheelhouse(python: str, *, torch: bool) -> Path:
-    """Wheels for everything that a machine installs on `python` ("3.11"). Without torch, its stand-in is expected."""
-    asked = sorted(line for line in requirements(EXTRAS) if torch or not line.startswith("torch"))
+def wheelhouse(python: str, *, torch: str | None = None) -> Path:
+    """Wheels for everything that a machine installs on `python` ("3.11"), torch in exactly the version `torch`. None:
+    without it."""
+    asked = sorted(line for line in requirements(EXTRAS) if not line.startswith("torch"))
+    asked += [f"torch=={torch}"] if torch else []
     digest = hashlib.sha256("\n".join((python, *asked)).encode()).hexdigest()[:16]
     return build_once(cache() / "wheels" / f"{python}-{digest}", lambda folder: _download(python, asked, folder))
 
@@ -56,7 +59,10 @@ def _download(python: str, asked: Sequence[str], folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(folder)]
     if python != f"{sys.version_info.major}.{sys.version_info.minor}":
         command += ["--python-version", python]
-    done = subprocess.run([*command, "pip", *asked], capture_output=True, text=True, check=False)
+    command += ["pip", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No matching distribution found for torch" in done.stderr:
+        done = subprocess.run([*command, "--extra-index-url", CPU_INDEX], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"pip download for Python {python} ended with {done.returncode}:\n{done.stderr[-4000:]}")
 

@@ -205,6 +205,8 @@ class StoreApi(BaseHTTPRequestHandler):
         if afflicted and faults.cut_after is not None and end - start > faults.cut_after:
             stop, self.close_connection = start + faults.cut_after, True
         position = start
+        with store.lock:
+            store.sending += 1
         try:
             while position < stop and not store.stopped.is_set():
                 piece = data[position : min(position + PIECE, stop)]
@@ -214,6 +216,7 @@ class StoreApi(BaseHTTPRequestHandler):
                     store.stopped.wait(len(piece) / faults.bytes_per_s)
         finally:
             with store.lock:
+                store.sending -= 1
                 store.served[f"{self._bucket}/{self._key}"].append((start, position))
 
     def _put(self, objects: dict[str, Stored], body: bytes) -> None:
