@@ -55,52 +55,74 @@ class Command(PulumiCommand):
     ) -> CommandResult:
         """Like `run`, with `text` on pulumi's standard input: the way for secrets."""
         with (
+            self._interrupts() as interrupts,
             subprocess.Popen(
                 [self.command, "--non-interactive", *args],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=cwd,
-                env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
+                env={**os.environ, **self._path(), **additional_env, "PULUMI_AUTOMATION_API": "true"},
                 encoding="utf-8",
                 start_new_session=True,
             ) as child,
-            self._interrupts_of(child) as interrupts,
         ):
+            interrupts.reach(child)
             readers = [_Reader(child.stdout, on_output), _Reader(child.stderr, on_error)]
             _feed(child, text)
             for reader in readers:
                 reader.join()
             child.wait()
         result = CommandResult(stdout=readers[0].text(), stderr=readers[1].text(), code=child.returncode)
-        if interrupts:
+        if interrupts.count:
             raise KeyboardInterrupt
         if result.code != 0:
             raise create_command_error(result)
         return result
 
+    def _path(self) -> dict[str, str]:
+        """The language hosts that lie beside a pulumi of our own come first."""
+        folder = os.path.dirname(self.command)
+        return {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])} if folder else {}
+
     @contextlib.contextmanager
-    def _interrupts_of(self, child: subprocess.Popen[str]) -> Iterator[list[int]]:
-        """While it holds, Ctrl-C interrupts `child` and not this program; the list grows by one entry each time."""
-        interrupts: list[int] = []
-
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            interrupts.append(number)
-            self._on_interrupt(len(interrupts))
-            with contextlib.suppress(ProcessLookupError):
-                if len(interrupts) < KILL_AFTER:
-                    child.send_signal(signal.SIGINT)
-                else:
-                    os.killpg(child.pid, signal.SIGKILL)
-
+    def _interrupts(self) -> Iterator[_Interrupts]:
+        """While it holds, Ctrl-C interrupts the child and not this program."""
+        interrupts = _Interrupts(self._on_interrupt)
         if threading.current_thread() is not threading.main_thread():
             yield interrupts  # Python hands signals to the main thread only
             return
-        before = signal.signal(signal.SIGINT, pass_on)
+        before = signal.signal(signal.SIGINT, interrupts.pass_on)
         try:
             yield interrupts
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+class _Interrupts:
+    """Counts Ctrl-C and passes each on to the child; the third one kills it with all that it has started."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.count = 0
+        self._tell = tell
+        self._child: subprocess.Popen[str] | None = None
+
+    def reach(self, child: subprocess.Popen[str]) -> None:
+        """The child is there; a Ctrl-C that came before it was is passed on now."""
+        self._child = child
+        if self.count:
+            child.send_signal(signal.SIGINT)
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self._tell(self.count)
+        if self._child is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if self.count < KILL_AFTER:
+                self._child.send_signal(signal.SIGINT)
+            else:
+                os.killpg(self._child.pid, signal.SIGKILL)
 
 
 class _Reader(threading.Thread):

@@ -6,6 +6,8 @@ import dataclasses
 import os
 import time
 
+import typer
+
 from provision.automation import Project
 from provision.backend import check_parts
 from provision.caller import caller_cidr
@@ -16,8 +18,8 @@ from provision.cli.output import emit, emit_json, say
 from provision.cli.present import cloud_ready_text
 from provision.cloud import CloudTarget, failure_of
 from provision.errors import (
+    EndpointError,
     NotFoundError,
-    NotReadyError,
     NotRunningError,
     RolledBackError,
     StoppedError,
@@ -206,13 +208,15 @@ def finish_cloud(
         say(f"  {check}")
     say(f"  took      {format_seconds(time.monotonic() - began)}")
     say()
+    wrong = unreachable(spec, checks)
     if json:
         secrets = {"api_key": access.api_key, "certificate": access.certificate, "answer": answer}
         emit_json(dataclasses.asdict(seen) | secrets | {"checks": [dataclasses.asdict(item) for item in checks]})
     else:
         pem = pin_file(spec.name, access.certificate) if access.certificate else None
         emit(cloud_ready_text(spec.name, access, pem, seen))
-    refuse_unreachable(spec, checks)
+    if wrong is not None:
+        raise typer.Exit(wrong.exit_code) if json else wrong
 
 
 def ask_everything(target: CloudTarget, spec: DeploymentSpec, access: Access) -> tuple[tuple[Check, ...], str | None]:
@@ -242,17 +246,18 @@ def known_address(spec: DeploymentSpec) -> str | None:
         return None
 
 
-def refuse_unreachable(spec: DeploymentSpec, checks: tuple[Check, ...]) -> None:
-    """Raises NotReadyError when a question about the endpoint was answered with no."""
-    wrong = [check for check in checks if check.answer == "no" and not check.question.startswith("TLS shows a cert")]
-    if spec.tls == "off":
-        wrong = [check for check in wrong if not check.question.startswith("TLS")]
-    if wrong:
-        raise NotReadyError(
-            f"{spec.name} serves, but not as it should from here",
-            why="\n".join(str(check) for check in wrong),
-            next_command=f"deployctl redeploy {spec.name} --allowed-cidrs <your address>/32",
-        )
+def unreachable(spec: DeploymentSpec, checks: tuple[Check, ...]) -> EndpointError | None:
+    """What to say when a question about the endpoint was answered with no. An authority that this machine does not
+    know, or TLS that was switched off, is the user's own choice."""
+    chosen = "TLS shows" if spec.tls == "off" else "TLS shows a certificate to trust"
+    wrong = [check for check in checks if check.answer == "no" and not check.question.startswith(chosen)]
+    if not wrong:
+        return None
+    return EndpointError(
+        f"{spec.name} serves, but not as it should from here",
+        why="\n".join(str(check) for check in wrong),
+        next_command=f"deployctl redeploy {spec.name} --allowed-cidrs <your address>/32",
+    )
 
 
 def roll_back(target: CloudTarget, before: DeploymentSpec | None, release: str, why: str) -> RolledBackError:
