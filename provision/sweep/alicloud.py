@@ -10,18 +10,12 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import alibabacloud_oss_v2 as oss
-from alibabacloud_oss_v2 import exceptions as failures
-from alibabacloud_oss_v2.credentials import CredentialsProviderFunc
 
 from provision.catalog import INSTANCE_TYPES
 from provision.naming import TAG, WEIGHTS_TAG, bucket_prefix, resource_name
 from provision.sweep.alicloud_client import ATTEMPTS, PRODUCTS, AlicloudClient, ApiError, Json, Product
+from provision.sweep.alicloud_oss import MailboxStore
 from provision.sweep.model import GLOBAL, Call, EmptyBucket, Leftover, Step, Unknown, is_mailbox, is_ours
-from runtime.alicloud_credentials import CredentialsError
-from runtime.bucket import ENDPOINT_VARIABLE, BucketError, open_bucket, service_of
 
 # Ends of names (provision.naming.resource_name) of what is found by name where its tags are missing.
 PARTS = ("key", "role", "policy", "nat")
@@ -36,7 +30,7 @@ class Account:
         self.api = api
         self.region = api.region
         self.name = name
-        self.env = env
+        self.store = MailboxStore(api, env)
         self._vpc_ids: tuple[str, ...] | None = None
 
     @property
@@ -228,34 +222,12 @@ def _ram(action: str, *arguments: tuple[str, str]) -> Call:
 
 def _buckets(account: Account) -> Iterator[Leftover]:
     """In all regions: a bucket's name is unique in the world."""
-    pages = _oss(account).list_buckets_paginator()
-    for page in pages.iter_page(oss.ListBucketsRequest(prefix=bucket_prefix(account.name))):
-        for item in page.buckets or []:
-            bucket, region = str(item.name), str(item.region or account.region)
-            if is_mailbox(account.name, bucket):
-                empty = shlex.join(["aliyun", "oss", "rm", f"oss://{bucket}", "-a", "-r", "-f", "--region", region])
-                delete = shlex.join(["aliyun", "oss", "rm", f"oss://{bucket}", "-b", "-f", "--region", region])
-                steps = (EmptyBucket(bucket, empty), Call("oss", "delete_bucket", (("bucket", bucket),), delete))
-                yield Leftover("bucket", bucket, region, None, steps)
-
-
-def _oss(account: Account, region: str | None = None) -> Any:
-    service = service_of(account.env.get(ENDPOINT_VARIABLE["alicloud"]) or None, "")
-
-    def credentials() -> Any:
-        key = account.api.keys.find()
-        return oss.credentials.Credentials(key.id, key.secret, key.token)
-
-    config = oss.Config(
-        region=region or account.region,
-        endpoint=service.url,
-        use_path_style=service.path_style,
-        credentials_provider=CredentialsProviderFunc(credentials),
-        retry_max_attempts=ATTEMPTS,
-        connect_timeout=10,
-        readwrite_timeout=30,
-    )
-    return oss.Client(config)
+    for bucket, region in account.store.mailboxes(bucket_prefix(account.name)):
+        if is_mailbox(account.name, bucket):
+            empty = shlex.join(["aliyun", "oss", "rm", f"oss://{bucket}", "-a", "-r", "-f", "--region", region])
+            delete = shlex.join(["aliyun", "oss", "rm", f"oss://{bucket}", "-b", "-f", "--region", region])
+            steps = (EmptyBucket(bucket, empty), Call("oss", "DeleteBucket", (("Bucket", bucket),), delete))
+            yield Leftover("bucket", bucket, region, None, steps)
 
 
 PROBES = (
@@ -299,9 +271,6 @@ class AlicloudSearch:
         except ApiError as error:
             permission = error.permission or probe.permission
             return Unknown(kind, _reason(error, permission), permission)
-        except failures.BaseError as error:
-            refused = oss_error(error)
-            return Unknown(kind, _reason(refused, probe.permission), probe.permission)
 
     def delete(self, leftover: Leftover) -> str | None:
         for step in leftover.steps:
@@ -310,18 +279,13 @@ class AlicloudSearch:
             except ApiError as error:
                 if not any(word in error.code for word in GONE):
                     return str(error)
-            except failures.BaseError as error:
-                return str(oss_error(error))
-            except BucketError as error:
-                return str(error)
         return None
 
     def _execute(self, step: Step, region: str) -> None:
         if isinstance(step, EmptyBucket):
-            bucket = open_bucket("alicloud", region, step.bucket, self._account.env.get(ENDPOINT_VARIABLE["alicloud"]))
-            bucket.delete([blob.key for blob in bucket.blobs()])
+            self._account.store.empty(step.bucket, region)
         elif step.service == "oss":
-            _oss(self._account, region).delete_bucket(oss.DeleteBucketRequest(**dict(step.arguments)))
+            self._account.store.delete(str(dict(step.arguments)["Bucket"]), region)
         else:
             arguments = {key: str(value) for key, value in step.arguments}
             self._account.api.call(PRODUCTS[step.service], step.operation, arguments)
@@ -333,16 +297,3 @@ def _reason(error: ApiError, permission: str) -> str:
     if error.meaning == "throttled":
         return f"no answer in {ATTEMPTS} tries ({error})"
     return str(error)
-
-
-def oss_error(error: Exception) -> ApiError:
-    """What the OSS SDK wraps, in the words of the other APIs."""
-    cause: BaseException = error
-    while isinstance(inner := getattr(cause, "unwrap", lambda: None)(), BaseException):
-        cause = inner
-    if isinstance(cause, failures.ServiceError):
-        code = str(cause.code)
-        return ApiError(code, str(cause.message), "denied" if code == "AccessDenied" else "other")
-    if isinstance(cause, CredentialsError):
-        return ApiError("NoCredentials", str(cause), "credentials")
-    return ApiError("NoAnswer", str(cause), "throttled")

@@ -20,7 +20,11 @@ from provision.sweep.aws_account import ATTEMPTS, Account, Json, Probe, tags_of
 from provision.sweep.aws_calls import call, delete, empty_bucket
 from provision.sweep.model import GLOBAL, Leftover, Step, Unknown, is_mailbox, is_ours
 
-DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthFailure", "Forbidden", "403")
+DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "Forbidden", "403")
+NO_KEY = (
+    "AuthFailure", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId",
+    "SignatureDoesNotMatch", "UnrecognizedClientException",
+)  # fmt: skip
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
 PERMISSIONS = {"s3:ListBuckets": "s3:ListAllMyBuckets"}  # where IAM calls it otherwise than the API
 # Ends of names (provision.naming.resource_name) by which things are found where their tags are missing.
@@ -331,6 +335,8 @@ def _refused(probe: Probe, error: ClientError) -> Unknown:
     permission = PERMISSIONS.get(operation, operation)
     if code in DENIED:
         return Unknown(probe.kind, f"not allowed: the credentials lack {permission} ({code})", permission)
+    if code in NO_KEY:
+        return Unknown(probe.kind, "AWS does not take these credentials: wrong, or expired", permission)
     if code in THROTTLED:
         return Unknown(probe.kind, f"throttled in {ATTEMPTS} tries ({code})", permission)
     return Unknown(probe.kind, f"{code}: {found.get('Message', '')}", permission)

@@ -69,6 +69,7 @@ class AlicloudApi:
     attached: dict[str, list[str]] = field(default_factory=dict)  # policies by role
     associated: set[str] = field(default_factory=set)  # addresses that a machine holds
     buckets: dict[str, list[str]] = field(default_factory=dict)  # keys by bucket
+    uploads: dict[str, list[str]] = field(default_factory=dict)  # keys of unfinished uploads by bucket
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)  # (product, action)
@@ -190,26 +191,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_PUT = do_DELETE = do_GET
 
-    def _store(self, bucket: str, query: dict[str, str], body: bytes) -> None:
-        api, operation = self.api, (self.command, bool(bucket))
-        api.calls.append(("oss", f"{self.command} {bucket or '/'}"))
+    def _store(self, path: str, query: dict[str, str], body: bytes) -> None:
+        api, (bucket, _, key) = self.api, path.partition("/")
+        api.calls.append(("oss", f"{self.command} {path or '/'}"))
+        held, unfinished = api.buckets.get(bucket, []), api.uploads.get(bucket, [])
         if refused := api.refusals.get("oss"):
             status, code = refused
             self._send(status, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode())
-        elif operation == ("GET", False):
+        elif not bucket:
             found = [name for name in api.buckets if name.startswith(query.get("prefix", ""))]
             rows = "".join(f"<Bucket><Name>{name}</Name><Region>cn-hangzhou</Region></Bucket>" for name in found)
             self._send(200, f"<ListAllMyBucketsResult><Buckets>{rows}</Buckets></ListAllMyBucketsResult>".encode())
-        elif operation == ("GET", True):
-            rows = "".join(
-                f"<Contents><Key>{escape(key)}</Key><Size>1</Size></Contents>" for key in api.buckets[bucket]
-            )
+        elif key and "uploadId" in query:
+            unfinished.remove(key)
+            self._send(204, b"")
+        elif self.command == "GET" and "uploads" in query:
+            rows = "".join(f"<Upload><Key>{escape(name)}</Key><UploadId>1</UploadId></Upload>" for name in unfinished)
+            self._send(200, f"<ListMultipartUploadsResult>{rows}</ListMultipartUploadsResult>".encode())
+        elif self.command == "GET":
+            rows = "".join(f"<Contents><Key>{escape(name)}</Key><Size>1</Size></Contents>" for name in held)
             self._send(200, f"<ListBucketResult><Name>{bucket}</Name>{rows}</ListBucketResult>".encode())
-        elif operation == ("POST", True):
-            keys = {str(node.text) for node in ElementTree.fromstring(body).iter("Key")}
-            api.buckets[bucket] = [key for key in api.buckets[bucket] if key not in keys]
+        elif self.command == "POST":
+            gone = {str(node.text) for node in ElementTree.fromstring(body).iter("Key")}
+            api.buckets[bucket] = [name for name in held if name not in gone]
             self._send(200, b"<DeleteResult/>")
-        elif api.buckets[bucket]:
+        elif held or unfinished:
             self._send(409, b"<Error><Code>BucketNotEmpty</Code><Message>it holds objects</Message></Error>")
         else:
             del api.buckets[bucket]

@@ -42,8 +42,10 @@ class Garden:
         """The id, as the sweep reports it."""
         tags, api, id_ = {TAG: self.name}, self.api, f"{kind.replace(' ', '-')}-of-{self.name}"
         if kind == "bucket":
-            api.buckets[bucket_prefix(self.name) + "0a1b2c3d"] = ["release/current.json"]
-            return bucket_prefix(self.name) + "0a1b2c3d"
+            bucket = bucket_prefix(self.name) + "0a1b2c3d"
+            api.buckets[bucket] = ["release/current.json", "status/status.json"]
+            api.uploads[bucket] = ["release/r0/cut-off.whl"]
+            return bucket
         if kind == "SNAT entry":
             api.add(
                 "DescribeNatGateways", NatGatewayId="theirs", VpcId="vpc-theirs", SnatTableIds={"SnatTableId": ["t"]}
@@ -265,8 +267,9 @@ def test_an_api_is_asked_where_it_is(product: str, region: str, url: str) -> Non
 
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "provision.sweep.alicloud", raising=False)
-    monkeypatch.setitem(sys.modules, "alibabacloud_oss_v2", None)
+    for name in ("alicloud", "alicloud_client"):
+        monkeypatch.delitem(sys.modules, f"provision.sweep.{name}")
+    monkeypatch.setitem(sys.modules, "alibabacloud_tea_openapi.client", None)
     with pytest.raises(MissingPartError) as caught:
         open_search("alicloud", REGION, NAME)
     assert caught.value.next_command == "pip install 'deployctl[alicloud]'"

@@ -407,6 +407,18 @@ def test_a_refusal_is_unknown_and_names_the_missing_permission(
     assert "the credentials lack s3:ListAllMyBuckets" in reasons["bucket"]
 
 
+def test_credentials_that_aws_does_not_take_are_unknown_too(
+    strict_cloud: Garden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+
+    @set_initial_no_auth_action_count(0)
+    def ask() -> set[str]:
+        return {item.reason for item in find_leftovers("aws", REGION, NAME).unknown}
+
+    assert "AWS does not take these credentials: wrong, or expired" in ask()
+
+
 def test_every_delete_command_is_one_that_the_aws_command_knows(cloud: Garden) -> None:
     """Operation and options are held against botocore's model of the API, which the command line is made from."""
     cloud.plant_all()
