@@ -38,6 +38,7 @@ class Settings:
     poll_s: float = 0.5
     status_s: float = MIN_INTERVAL_S  # between two reports of progress
     probe_s: float = 2.0  # between two looks at /health while all is well
+    load_s: float = 0.1  # the same while a release loads
     retry_s: float = 10.0  # before a first deployment that failed is tried again; doubles up to retry_most_s
     retry_most_s: float = 60.0
     no_progress_s: float = 300.0
@@ -74,7 +75,9 @@ class Agent:
         self._releases = Releases(machine.state, machine.access)
         self._board = StatusBoard(mailbox, machine.instance_id, settings.status_s)
         self._stop = threading.Event()
-        self._serving = Serving(machine.units, self._releases, machine, self._pause, settings.no_progress_s)
+        self._serving = Serving(
+            machine.units, self._releases, machine, self._pause, settings.load_s, settings.no_progress_s
+        )
         self._working_on: Current | None = None
         self._settled: Settled | None = None
         self._retries = 0

@@ -19,7 +19,6 @@ from runtime.agent.status import PhaseError, Progress, Report
 from runtime.agent.units import EXIT_CONFIG, UnitManager, UnitState
 
 PROBE_TIMEOUT_S = 2.0
-POLL_S = 0.1
 LOAD_EXITS = 5  # exits of the engine during one load; slow crash loops escape the supervisor's 60 s window
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _SEPARATOR = " | hint: "
@@ -85,13 +84,15 @@ class Door(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Server and engine as the agent sees them. `pause` waits some seconds and may raise to interrupt."""
+    """Server and engine as the agent sees them. `pause` waits some seconds and may raise to interrupt; `poll_s`:
+    between two looks while something loads."""
 
     units: UnitManager
     releases: Releases
     door: Door
     pause: Callable[[float], None]
-    no_progress_s: float = 300.0
+    poll_s: float
+    no_progress_s: float
 
     def is_ready(self, release: Release) -> bool:
         """True when exactly this release answers now."""
@@ -158,7 +159,7 @@ class Serving:
                     retry=False,
                 )
             report(Progress() if health is None else Progress(health.percent, None, health.eta_s))
-            self.pause(POLL_S)
+            self.pause(self.poll_s)
 
 
 def failure_of(unit: UnitState) -> PhaseError:
