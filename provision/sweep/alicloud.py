@@ -19,8 +19,8 @@ from provision.sweep.model import GLOBAL, Call, EmptyBucket, Leftover, Step, Unk
 
 # Ends of names (provision.naming.resource_name) of what is found by name where its tags are missing.
 PARTS = ("key", "role", "policy", "nat")
+# Parts of the codes that say that a thing is not there (InvalidVpcId.NotFound, EntityNotExist.Role).
 GONE = ("NotFound", "NotExist", "NoSuch")
-"""Parts of the codes that say that a thing is not there (InvalidVpcId.NotFound, EntityNotExist.Role)."""
 
 
 class Account:
@@ -271,6 +271,9 @@ class AlicloudSearch:
         except ApiError as error:
             permission = error.permission or probe.permission
             return Unknown(kind, _reason(error, permission), permission)
+        except (KeyError, TypeError) as error:
+            # No answer of this API has been seen on a real account yet.
+            return Unknown(kind, f"the answer is not as documented ({error!r})", probe.permission)
 
     def delete(self, leftover: Leftover) -> str | None:
         for step in leftover.steps:

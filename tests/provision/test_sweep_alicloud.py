@@ -177,6 +177,12 @@ def test_without_credentials_everything_is_unknown(api: AlicloudApi) -> None:
     assert {item.kind for item in sweep().unknown} == set(KINDS)
 
 
+def test_an_answer_that_is_not_as_documented_is_unknown(api: AlicloudApi) -> None:
+    api.add("DescribeInstances", {TAG: NAME}, InstanceId="i-1")
+    (unknown,) = sweep().unknown
+    assert (unknown.kind, unknown.reason) == ("instance", "the answer is not as documented (KeyError('Status'))")
+
+
 def test_an_api_that_cannot_be_reached_is_unknown(api: AlicloudApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VPC_ENDPOINT", "http://127.0.0.1:1")
     answer = AlicloudSearch(REGION, NAME, pause=lambda _seconds: None).ask("VPC")
