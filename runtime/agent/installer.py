@@ -82,6 +82,7 @@ def environment(job: InstallJob) -> dict[str, str]:
     bundle = None if source.bundle is None else Path(source.bundle)
     env = bootstrap.pip_environment(source.index, source.proxy, bundle)
     env |= {"TMPDIR": job.scratch, "PIP_CACHE_DIR": job.cache, "PIP_ROOT_USER_ACTION": "ignore"}
+    env["PIP_QUIET"] = "1"  # warnings and errors only; else a line for each of fifty packages
     if source.extra_index is not None and bundle is None:
         env["PIP_EXTRA_INDEX_URL"] = source.extra_index
     return env

@@ -5,6 +5,7 @@ machine/releases/<id>/deployment.json   what to serve
                      /ready             this release has served: a rollback may go back to it
                      /failed.json       it failed and will not be tried again by itself
                      /venv -> ../../venvs/…   on a VM: what it runs on
+                     /compiler          on a VM: it was tried to install one
 machine/current -> releases/<id>
 """
 

@@ -126,7 +126,7 @@ class VmMachine:
             # An own index or bundle may have brought any build: only now it is known what it needs.
             built_for = phases.cuda_build(packages_of((release.folder / "venv").resolve()))
             phases.check_gpus(phases.list_gpus(), release.deployment.engine.tensor_parallel, built_for)
-            self._ensure_compiler(release.deployment.setup or Setup(), report)
+            self._ensure_compiler(release, report)
 
     def open(self, release: Release) -> bool:
         listen = release.deployment.listen
@@ -202,12 +202,16 @@ class VmMachine:
         names = tuple(dict.fromkeys((*listen.names, *addresses, LOOPBACK)))
         return self.keeper.ensure_pinned(self.instance_id, names, utc_now())
 
-    def _ensure_compiler(self, setup: Setup, report: Report) -> None:
-        """Triton compiles at run time. Without a compiler the model may still serve, so this is no error."""
+    def _ensure_compiler(self, release: Release, report: Report) -> None:
+        """Triton compiles at run time. Without a compiler the model may still serve, so this is no error, and is tried
+        once for each release."""
         self._warnings = []
         if has_compiler():
             return
-        if setup.egress not in ("bundle", "none"):
+        setup = release.deployment.setup or Setup()
+        tried = release.folder / "compiler"
+        if setup.egress not in ("bundle", "none") and not tried.exists():
+            self.access.write(tried, b"")
             try:
                 install_packages(COMPILER, self.state / "apt.log", setup.proxy, report)
             except WorkerError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,7 @@ from runtime.agent.status import PhaseError, Progress
 from runtime.agent.uploads import Uploads
 from runtime.agent.vm_machine import VmMachine, boot_id
 from runtime.agent.weights import Caches
+from runtime.agent.worker import WorkerError
 from runtime.deployment import Listen, Setup
 from runtime.mailbox import IDENTITY, FolderMailbox, Identity, decode_identity
 
@@ -174,8 +175,26 @@ def test_a_disk_that_is_too_small_is_told_in_bytes(machine: VmMachine) -> None:
 
 def test_a_missing_compiler_is_a_hint_and_no_error(machine: VmMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vm_machine, "has_compiler", lambda: False)
-    machine._ensure_compiler(Setup(egress="bundle"), quiet)
+    machine._ensure_compiler(release_with(setup=Setup(egress="bundle")), quiet)
     assert "install gcc and python3-dev" in (machine.warning() or "")
+
+
+def test_a_compiler_that_apt_does_not_have_is_asked_for_once_per_release(
+    machine: VmMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def refuse(names: tuple[str, ...], *_: object) -> None:
+        asked.append(names)
+        raise WorkerError("exit code 100: E: Package 'python3-dev' has no installation candidate")
+
+    monkeypatch.setattr(vm_machine, "has_compiler", lambda: False)
+    monkeypatch.setattr(vm_machine, "install_packages", refuse)
+    release = replace(release_with(), folder=tmp_path / "r1")
+    for _ in range(2):
+        machine._ensure_compiler(release, quiet)
+        assert "install gcc and python3-dev" in (machine.warning() or "")
+    assert asked == [("gcc", "libc6-dev", "python3-dev")]
 
 
 def test_with_acme_the_server_listens_on_loopback_and_caddy_on_the_port(machine: VmMachine) -> None:
