@@ -184,6 +184,15 @@ def test_an_end_that_has_passed_is_refused_before_anything_is_made(stack: AwsSta
     assert "pulumi config set deployctl:expires_at" in said
 
 
+def test_a_public_certificate_opens_the_port_of_its_authority_and_says_so(stack: AwsStack) -> None:
+    stack.set(tls="acme", domain="llm.example.org")
+    planned = stack.preview()
+    rules = planned.of_type("aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule")
+    everybody = [item.values["fromPort"] for item in rules if item.values["cidrIpv4"] == "0.0.0.0/0"]
+    assert everybody == [80]
+    assert any("opens port 80 to everybody" in text for text in planned.messages("WARNING"))
+
+
 def test_the_users_ssh_key_is_taken_and_none_is_made(stack: AwsStack) -> None:
     stack.set(ssh_public_key=PUBLIC_KEY)
     planned = stack.preview()
