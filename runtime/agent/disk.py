@@ -102,7 +102,10 @@ def mkfs_argv(device: str, label: str) -> tuple[str, ...]:
 
 
 def mount_argv(device: str, folder: Path) -> tuple[str, ...]:
-    return ("mount", "--options", "noatime,nodev,nosuid,noexec", device, str(folder))
+    """By systemd's first process: what the agent mounted itself would stay in its own mount namespace (PrivateTmp of
+    its unit), unseen by the engine."""
+    options = "--options=noatime,nodev,nosuid,noexec"
+    return ("systemd-mount", "--no-ask-password", "--collect", "--type=ext4", options, device, str(folder))
 
 
 def parse_lsblk(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[Block]:

@@ -113,14 +113,21 @@ def test_the_commands() -> None:
         "deployctl-disk",
         "/dev/vdb",
     )
-    options = "noatime,nodev,nosuid,noexec"
-    assert disk.mount_argv("/dev/vdb", Path("/d")) == ("mount", "--options", options, "/dev/vdb", "/d")
+    assert disk.mount_argv("/dev/vdb", Path("/d")) == (
+        "systemd-mount",
+        "--no-ask-password",
+        "--collect",
+        "--type=ext4",
+        "--options=noatime,nodev,nosuid,noexec",
+        "/dev/vdb",
+        "/d",
+    )
 
 
 def test_a_blank_disk_is_proved_blank_formatted_and_mounted(tmp_path: Path) -> None:
     tools = Tools({"blkid": Output(2, "")})
     assert disk.make_ready(Choice("format", "/dev/vdb", label="x"), tmp_path / "disk", tools.run) == tmp_path / "disk"
-    assert tools.names == ["wipefs", "blkid", "mkfs.ext4", "mount"]
+    assert tools.names == ["wipefs", "blkid", "mkfs.ext4", "systemd-mount"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,7 @@ def test_a_disk_that_is_not_proved_blank_is_not_touched(tmp_path: Path, answers:
 def test_our_disk_is_mounted_without_being_formatted_again(tmp_path: Path) -> None:
     tools = Tools()
     disk.make_ready(Choice("mount", "/dev/vdb"), tmp_path / "disk", tools.run)
-    assert tools.names == ["mount"]
+    assert tools.names == ["systemd-mount"]
 
 
 def test_what_is_mounted_needs_no_command(tmp_path: Path) -> None:

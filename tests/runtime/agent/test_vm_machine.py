@@ -157,7 +157,7 @@ def test_weights_go_to_the_disk_that_was_made_ready(machine: VmMachine, tools: T
     device.touch()
     tools.blocks = [{"name": str(device), "type": "disk", "size": 2**40}]
     machine.prepare_disk(release_with(setup=Setup(weights_disk=True)), lambda _: 0, quiet)
-    assert tools.ran == ["lsblk", "wipefs", "blkid", "mkfs.ext4", "mount"]
+    assert tools.ran == ["lsblk", "wipefs", "blkid", "mkfs.ext4", "systemd-mount"]
     assert machine.caches == Caches(models=tmp_path / "disk/deployctl/models", hub=tmp_path / "disk/deployctl/hub")
     assert machine.caches.models.is_dir()
 
