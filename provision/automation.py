@@ -213,9 +213,14 @@ class CloudStack:
         return Result(_counts(done.summary.resource_changes or {}))
 
     def forget_resource(self, urn: str) -> None:
-        """Takes one resource, and what depends on it, out of the state; all of it stays in the cloud."""
-        args = ["state", "delete", urn, "--yes", "--target-dependents", "--stack", self._stack.name]
-        _explained(f"{urn} cannot be taken out of the state", lambda: self.project.run(args))
+        """Takes one resource out of the state; it stays in the cloud, and so does all that depends on it here.
+
+        `pulumi state delete` would take the dependents along. Secrets stay encrypted on the way.
+        """
+        what = f"{urn} cannot be taken out of the state"
+        text = _explained(what, lambda: self.project.run(["stack", "export", "--stack", self._stack.name]))
+        edited = json.dumps(without_resource(json.loads(text), urn))
+        _explained(what, lambda: self.project.run(["stack", "import", "--stack", self._stack.name], text=edited))
 
     @contextlib.contextmanager
     def keeping_config(self) -> Iterator[None]:
@@ -230,11 +235,11 @@ class CloudStack:
             else:
                 write_atomic(path, before)
 
-    def delete(self) -> None:
-        """Deletes an empty stack and its config."""
+    def delete(self, *, force: bool = False) -> None:
+        """Deletes an empty stack and its config; with `force` also one that still believes in resources."""
         _explained(
             f"the stack {self.name} cannot be deleted",
-            lambda: self.project.workspace.remove_stack(self._stack.name),
+            lambda: self.project.workspace.remove_stack(self._stack.name, force=force or None),
         )
 
     def _export(self) -> Mapping[str, Any]:
@@ -300,6 +305,20 @@ class _Watch:
         word = _SHOWN_STEPS.get(str(getattr(step.op, "value", step.op)))
         if word is not None and not step.type.startswith("pulumi:"):
             self._report(f"  {word}  {short_type(step.type)} {step.urn.rpartition('::')[2]}")
+
+
+def without_resource(state: Mapping[str, Any], urn: str) -> dict[str, Any]:
+    """An exported state without one resource and without any mention of it as a dependency."""
+    kept = []
+    for item in state["deployment"].get("resources") or []:
+        if item["urn"] != urn:
+            by_property = {
+                name: [other for other in urns if other != urn]
+                for name, urns in (item.get("propertyDependencies") or {}).items()
+            }
+            rest = [other for other in item.get("dependencies") or [] if other != urn]
+            kept.append({**item, "dependencies": rest, "propertyDependencies": by_property})
+    return {**state, "deployment": {**state["deployment"], "resources": kept}}
 
 
 def _counts(changes: Mapping[Any, int]) -> dict[str, int]:

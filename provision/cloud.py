@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from provision.automation import CloudStack, Report, Result
+from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
 from provision.errors import CloudError, FailedError, NotRunningError
 from provision.logs import parse_lines
@@ -228,30 +228,40 @@ class CloudTarget:
 
         May be called again after anything. With `keep_disk` the disk of weights stays, and the stack remembers it.
         """
-        spec = self.spec()
+        spec, resources = self.spec(), self.stack.resources()
+        if spec is None and not resources:
+            self.stack.delete()  # an `up` that was stopped before it had written its config has made nothing
+            return CloudRemoval(self.name, 0, Sweep("no cloud", "no region", self.name))
         if spec is None or spec.region is None:
             raise CloudError(
                 f"nobody knows on which cloud and in which region {self.name} was",
                 why="its stack holds no config",
                 next_command=f"deployctl down {self.name} --cloud aws --region us-east-1",
             )
-        kept = self._keep_disk() if keep_disk else None
-        done = self.stack.destroy() if self.stack.resources() else Result({})
+        if keep_disk:
+            self._keep_disk()
+        deleted, failed = self._destroy(report) if resources else (0, False)
         sweep = sweep_away(spec.cloud, spec.region, self.name, report, keep_disk=keep_disk)
-        if kept is None and self.settings.weights_disk is None:
-            self.stack.delete()
         forget_files(self.name)
-        return CloudRemoval(self.name, done.changes.get("delete", 0), sweep)
+        if (sweep.is_clean or not failed) and not (keep_disk and self.settings.weights_disk):
+            self.stack.delete(force=failed)
+        return CloudRemoval(self.name, deleted, sweep)
 
-    def _keep_disk(self) -> str | None:
+    def _destroy(self, report: Report) -> tuple[int, bool]:
+        """(resources that were deleted, whether some were not). The sweep that follows knows what that means."""
+        try:
+            return self.stack.destroy().changes.get("delete", 0), False
+        except UpdateError as error:
+            report(f"pulumi could not delete everything: {error.why}")
+            return 0, True
+
+    def _keep_disk(self) -> None:
         """Takes the disk of weights out of the stack and into its config; the next `up` attaches it again."""
         for item in self.stack.resources():
             if item["type"] in DISKS and str(item["urn"]).endswith("-weights"):
                 self.stack.set_config({WEIGHTS_DISK: item["id"]}, secret={})
                 self.stack.forget_resource(item["urn"])
                 self.forget()
-                return str(item["id"])
-        return None
 
 
 def sweep_away(cloud: str, region: str, name: str, report: Report, *, keep_disk: bool = False) -> Sweep:

@@ -234,11 +234,16 @@ class Cli:
         pending = [{"resource": {"urn": urn}, "type": "creating"} for urn in files.record()["pending"]]
         show({"version": 3, "deployment": {"resources": files.state()["resources"], "pending_operations": pending}})
 
-    def do_state_delete(self) -> None:
-        files, urn = self.stack(), self.given.words[2]
-        state = files.state()
-        state["resources"] = [item for item in state["resources"] if item["urn"] != urn]
-        files.state_file.write_text(json.dumps(state))
+    def do_stack_import(self) -> None:
+        files = self.stack()
+        resources = json.loads(sys.stdin.read())["deployment"]["resources"]
+        known = {item["urn"] for item in resources}
+        for item in resources:
+            missing = {*item["dependencies"], *filter(None, [item["parent"], item["provider"]])} - known
+            if missing:
+                fail(f"resource {item['urn']} refers to missing resource {min(missing)}")
+            item.pop("propertyDependencies", None)
+        files.state_file.write_text(json.dumps({**files.state(), "resources": resources}))
 
     def do_cancel(self) -> None:
         self.stack().lock_file.unlink(missing_ok=True)

@@ -131,6 +131,28 @@ def test_a_program_that_refuses_is_told_apart_from_a_resource_that_fails(
     assert caught.value.messages == ("it does not fit",)
 
 
+PAIR = """
+    import pulumi
+    from pulumi_command import local
+    first = local.Command("first", create="echo 1", delete="touch first-deleted", dir=pulumi.get_root_directory())
+    local.Command("second", create=first.stdout.apply("echo {}".format), delete="touch second-deleted",
+                  dir=pulumi.get_root_directory(), opts=pulumi.ResourceOptions(depends_on=[first]))
+"""
+
+
+def test_a_resource_taken_out_of_the_state_stays_and_what_depends_on_it_still_goes(
+    open_in: Callable[[Path], Project], program: Callable[[str], Path]
+) -> None:
+    folder = program(PAIR)
+    stack = open_in(folder).open_or_create("chat")
+    stack.up()
+    (urn,) = [item["urn"] for item in stack.resources() if item["urn"].endswith("::first")]
+    stack.forget_resource(urn)
+    stack.destroy()
+    assert (folder / "second-deleted").exists()
+    assert not (folder / "first-deleted").exists()
+
+
 def lock_of(user: Path, holder: str) -> Path:
     lock = user / "state/deployctl/.pulumi/backend/.pulumi/locks/deployctl/chat.json"
     lock.parent.mkdir(parents=True, exist_ok=True)

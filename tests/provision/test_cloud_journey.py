@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from provision.errors import NotFoundError, RolledBackError, StoppedError
+from provision.errors import EndpointError, NotFoundError, RolledBackError, StoppedError
+from provision.naming import WEIGHTS_TAG
 from tests.lab import pulumi_accounts, pulumi_cli
 from tests.lab.aws_stack import KEYS
 from tests.lab.scripted_machine import ScriptedMachine, free_port, playing
@@ -297,3 +298,51 @@ def test_ctrl_c_then_up_again_then_down_without_any_state(laptop: Laptop) -> Non
     assert lost.returncode == 0
     assert f"left over: instance {machine['InstanceId']}" in lost.stderr.lower()
     assert laptop.machines("code") == []
+
+
+def volumes(laptop: Laptop, name: str) -> list[str]:
+    """Disks of weights, by id."""
+    found = laptop.ec2.describe_volumes(Filters=[{"Name": f"tag:{WEIGHTS_TAG}", "Values": [name]}])["Volumes"]
+    return [volume["VolumeId"] for volume in found]
+
+
+@pytest.mark.slow
+def test_a_disk_of_weights_outlives_its_machine_where_asked_and_goes_with_the_next_down(laptop: Laptop) -> None:
+    words = ["--weights-disk-gib", "60", "--no-wait"]
+    assert laptop.up("disk", *words).returncode == 0
+    (disk,) = volumes(laptop, "disk")
+    kept = laptop.run("down", "disk", "--keep-disk")
+    assert kept.returncode == 0, kept.stderr
+    assert f"kept as asked: weights disk {disk}" in kept.stdout.replace("volume", "weights disk")
+    assert laptop.machines("disk") == []
+    assert volumes(laptop, "disk") == [disk]
+
+    again = laptop.up("disk", *words)
+    assert again.returncode == 0, again.stderr
+    (machine,) = laptop.machines("disk")
+    attached = {item["Ebs"]["VolumeId"] for item in machine["BlockDeviceMappings"]}
+    assert disk in attached
+    gone = laptop.run("down", "disk")
+    assert gone.returncode == 0, gone.stderr
+    assert volumes(laptop, "disk") == []
+    assert laptop.run("status", "disk").returncode == NotFoundError.exit_code
+
+
+def test_alibaba_cloud_goes_the_same_way_and_what_its_bucket_hides_is_unknown(laptop: Laptop) -> None:
+    """The account is in memory, and its object store does not answer here, as in mainland China for new accounts."""
+    laptop.refuse("Code: OperationDenied.NoStock Message: The resource is out of stock in the specified zone.")
+    more = {pulumi_cli.PROVIDERS: "tests.lab.pulumi_accounts:alicloud_account", "OSS_ENDPOINT": "http://127.0.0.1:1"}
+    keys = {"OSS_ACCESS_KEY_ID": "x", "OSS_ACCESS_KEY_SECRET": "y"}
+    there = replace(
+        laptop, env={**laptop.env, **more, **keys, pulumi_accounts.ALICLOUD: str(laptop.home / "alicloud.json")}
+    )
+    words = ["--cloud", "alicloud", "--instance-type", "ecs.gn7i-c16g1.4xlarge", "--model", f"modelscope:{MODEL}"]
+    words += ["--allowed-cidrs", "127.0.0.0/8", "--runtime-wheel", str(make_small_wheel(laptop.home))]
+    done = there.run("up", "bot", *words, "--no-wait", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "OperationDenied.NoStock  next: cn-hangzhou-" in done.stderr
+    seen = there.run("status", "bot", "--json")
+    assert seen.returncode == EndpointError.exit_code
+    found = json.loads(seen.stdout)
+    assert (found["life"], found["target"], found["instance_type"]) == ("unknown", "alicloud", "ecs.gn7i-c16g1.4xlarge")
+    assert found["hint"]

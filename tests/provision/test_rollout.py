@@ -172,6 +172,12 @@ def test_a_machine_that_exists_is_never_moved_in_silence(cloud: Cloud) -> None:
     assert cloud.target.settings.placement == A
 
 
+def test_what_was_stopped_before_it_began_goes_without_a_question(cloud: Cloud) -> None:
+    removal = cloud.target.remove(cloud.lines.append)
+    assert removal.is_clean
+    assert cloud.target.stack.project.names() == []
+
+
 # ---- config ----
 
 
