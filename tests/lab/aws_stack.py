@@ -54,7 +54,7 @@ class AwsStack:
     engine: Engine
     cloud: MotoCloud
 
-    def set(self, **config: str) -> None:
+    def configure(self, **config: str) -> None:
         """Config keys of the project; an empty value takes a key away."""
         for key, value in config.items():
             name = f"deployctl:{key}"
@@ -133,8 +133,8 @@ def make_stack(folder: Path, **config: str) -> AwsStack:
     """Inside `aws_account`. `folder` gets the wheel."""
     cloud = MotoCloud(REGION)
     stack = AwsStack(Engine({"aws": cloud, **small_providers()}, stack=NAME, host=WarmHost()), cloud)
-    stack.set(**CONFIG, runtime_wheel=str(make_small_wheel(folder)))
-    stack.set(**config)
+    stack.configure(**CONFIG, runtime_wheel=str(make_small_wheel(folder)))
+    stack.configure(**config)
     return stack
 
 

@@ -30,7 +30,7 @@ class ProcessHost:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", str(HOST), *arguments(program)],
             cwd=program.folder,
-            env=environment(program) | self.environment,
+            env={**environment(program), **self.environment},
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

@@ -82,10 +82,8 @@ def properties(cls: type) -> Mapping[str, Property]:
     scope = {**vars(pulumi), "T": Any, **vars(sys.modules[cls.__module__])}
     initial = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
     required = {item.name for item in initial if item.name != "__self__" and item.default is inspect.Parameter.empty}
-    return {
-        wire: Property(_hint(cls, name, scope), name in required)
-        for name, wire in names.items()
-    }  # fmt: skip
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        return {wire: Property(_hint(cls, name, scope), name in required) for name, wire in names.items()}
 
 
 def _hint(cls: type, name: str, scope: dict[str, Any]) -> Any:

@@ -32,7 +32,7 @@ def changed(run: Run) -> list[str]:
 
 def test_another_model_reaches_the_machine_through_the_mailbox_alone(stack: AwsStack) -> None:
     before = stack.up().values
-    stack.set(model="hf:Qwen/Qwen2.5-1.5B-Instruct")
+    stack.configure(model="hf:Qwen/Qwen2.5-1.5B-Instruct")
     after = stack.up()
     assert changed(after) == RELEASE
     assert after.values["instance_id"] == before["instance_id"]
@@ -45,7 +45,7 @@ def test_another_model_reaches_the_machine_through_the_mailbox_alone(stack: AwsS
 def test_another_wheel_is_a_new_release_on_the_same_machine(stack: AwsStack, tmp_path: Path) -> None:
     stack.up()
     (tmp_path / "other").mkdir()
-    stack.set(runtime_wheel=str(make_small_wheel(tmp_path / "other", b"# changed")))
+    stack.configure(runtime_wheel=str(make_small_wheel(tmp_path / "other", b"# changed")))
     assert changed(stack.up()) == RELEASE
 
 
@@ -59,7 +59,7 @@ def test_a_newer_image_does_not_replace_the_machine(stack: AwsStack, monkeypatch
 
 def test_another_instance_type_keeps_machine_and_address(stack: AwsStack) -> None:
     before = stack.up().values
-    stack.set(instance_type="g5.2xlarge")
+    stack.configure(instance_type="g5.2xlarge")
     after = stack.up()
     assert after.names("update") == ["chat-machine"]
     assert after.names("replace") == []
@@ -68,9 +68,9 @@ def test_another_instance_type_keeps_machine_and_address(stack: AwsStack) -> Non
 
 
 def test_a_larger_disk_that_the_user_asks_for_grows_in_place(stack: AwsStack) -> None:
-    stack.set(disk_gib="150")
+    stack.configure(disk_gib="150")
     before = stack.up().values
-    stack.set(disk_gib="200")
+    stack.configure(disk_gib="200")
     after = stack.up()
     assert changed(after) == ["chat-machine"]
     assert after.values["instance_id"] == before["instance_id"]
@@ -79,14 +79,14 @@ def test_a_larger_disk_that_the_user_asks_for_grows_in_place(stack: AwsStack) ->
 
 def test_another_caller_changes_the_rules_alone(stack: AwsStack) -> None:
     stack.up()
-    stack.set(allowed_cidrs="203.0.113.0/24")
+    stack.configure(allowed_cidrs="203.0.113.0/24")
     assert changed(stack.up()) == ["chat-endpoint-0", "chat-ssh-0"]
     assert stack.ingress() == {(8000, "203.0.113.0/24"), (22, "203.0.113.0/24")}
 
 
 def test_a_longer_life_changes_timer_and_mailbox_alone(stack: AwsStack) -> None:
     expires_at = stack.up().values["expires_at"]
-    stack.set(expires_at=str(expires_at + 3600))
+    stack.configure(expires_at=str(expires_at + 3600))
     after = stack.up()
     assert sorted(set(changed(after)) - {"chat-expiry"}) == ["chat-life", "chat-ttl"]
     assert after.values["expires_at"] == expires_at + 3600
@@ -94,7 +94,7 @@ def test_a_longer_life_changes_timer_and_mailbox_alone(stack: AwsStack) -> None:
 
 def test_another_zone_makes_the_machine_anew_and_keeps_its_public_address(stack: AwsStack) -> None:
     before = stack.up().values
-    stack.set(placement="g5.xlarge/eu-west-1b")
+    stack.configure(placement="g5.xlarge/eu-west-1b")
     after = stack.up()
     assert after.values["zone"] == "eu-west-1b" != before["zone"]
     assert after.values["instance_id"] != before["instance_id"]
@@ -111,7 +111,7 @@ def test_a_machine_whose_place_nobody_named_stays_where_it_is(stack: AwsStack, m
         "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings",
         lambda clients, args: {**(found := offers(clients, args)), "locations": sorted(found["locations"])[1:]},
     )
-    stack.set(zones="")
+    stack.configure(zones="")
     assert stack.up().values["instance_id"] == before["instance_id"]
 
 
@@ -119,14 +119,14 @@ def test_a_lost_place_is_tried_in_another_zone_with_the_same_network(stack: AwsS
     stack.cloud.failures[INSTANCE] = "InsufficientInstanceCapacity: none of g5.xlarge"
     assert "InsufficientInstanceCapacity" in stack.engine.up().explain()
     stack.cloud.failures.clear()
-    stack.set(placement="g5.xlarge/eu-west-1c")
+    stack.configure(placement="g5.xlarge/eu-west-1c")
     after = stack.up()
     assert after.values["zone"] == "eu-west-1c"
     assert "chat-vpc" in after.names("same")
 
 
 def test_destroy_leaves_nothing_in_the_account(stack: AwsStack) -> None:
-    stack.set(weights_disk_gib="100")
+    stack.configure(weights_disk_gib="100")
     made = stack.up()
     stack.cloud.clients.s3.put_object(Bucket=made.values["mailbox"], Key="status/status.json", Body=b"{}")
     assert find_leftovers("aws", REGION, NAME).found

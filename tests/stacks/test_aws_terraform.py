@@ -40,12 +40,12 @@ def stack(tmp_path: Path) -> Iterator[AwsStack]:
     ],
 )
 def test_the_provider_accepts_every_resource(stack: AwsStack, terraform: Terraform, config: dict[str, str]) -> None:
-    stack.set(**config)
+    stack.configure(**config)
     assert terraform.validate(stack.up()) == []
 
 
 def test_the_judge_sees_what_is_wrong(stack: AwsStack, terraform: Terraform) -> None:
-    stack.set(allowed_cidrs="198.51.100.7/32")
+    stack.configure(allowed_cidrs="198.51.100.7/32")
     run = stack.up()
     for item in run.of_type("aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule"):
         item.inputs["cidrIpv4"] = "198.51.100.7/99"

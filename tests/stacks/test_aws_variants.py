@@ -38,7 +38,7 @@ def types(run: Run) -> set[str]:
 
 @pytest.fixture
 def intranet(stack: AwsStack) -> AwsStack:
-    stack.set(endpoint="intranet", allowed_cidrs="")
+    stack.configure(endpoint="intranet", allowed_cidrs="")
     return stack
 
 
@@ -92,14 +92,14 @@ def bucket_of_a_model(stack: AwsStack, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def test_intranet_without_a_way_out_still_reaches_its_mailbox(intranet: AwsStack, bucket_of_a_model: str) -> None:
-    intranet.set(egress="none", model=bucket_of_a_model)
+    intranet.configure(egress="none", model=bucket_of_a_model)
     planned = intranet.preview()
     assert types(planned) & {"NatGateway", "InternetGateway", "Route", "Eip"} == set()
     assert planned.one("aws:ec2/vpcEndpoint:VpcEndpoint").values["serviceName"] == f"com.amazonaws.{REGION}.s3"
 
 
 def test_a_model_in_a_bucket_may_be_read_and_nothing_beside_it(stack: AwsStack, bucket_of_a_model: str) -> None:
-    stack.set(model=bucket_of_a_model)
+    stack.configure(model=bucket_of_a_model)
     made = stack.up()
     policy = json.loads(made.one("aws:iam/rolePolicy:RolePolicy", f"{NAME}-machine").values["policy"])
     readable = {arn for item in policy["Statement"] if item["Action"] == "s3:GetObject" for arn in item["Resource"]}
@@ -112,7 +112,7 @@ def test_the_users_network_is_used_as_it_is(stack: AwsStack) -> None:
     vpc = stack.ec2.create_vpc(CidrBlock="10.7.0.0/16")["Vpc"]["VpcId"]
     subnet = stack.ec2.create_subnet(VpcId=vpc, CidrBlock="10.7.1.0/24", AvailabilityZone="eu-west-1b")
     group = stack.ec2.create_security_group(GroupName="mine", Description="mine", VpcId=vpc)["GroupId"]
-    stack.set(vpc_id=vpc, security_group_id=group)
+    stack.configure(vpc_id=vpc, security_group_id=group)
     planned = stack.preview()
     network = {"Vpc", "Subnet", "InternetGateway", "Route", "RouteTable", "VpcEndpoint", "SecurityGroup"}
     assert types(planned) & network == set()
@@ -124,12 +124,12 @@ def test_the_users_network_is_used_as_it_is(stack: AwsStack) -> None:
 
 def test_a_network_without_a_subnet_in_the_zone_is_refused(stack: AwsStack) -> None:
     vpc = stack.ec2.create_vpc(CidrBlock="10.7.0.0/16")["Vpc"]["VpcId"]
-    stack.set(vpc_id=vpc, placement="g5.xlarge/eu-west-1c")
+    stack.configure(vpc_id=vpc, placement="g5.xlarge/eu-west-1c")
     assert "subnet" in stack.refused()
 
 
 def test_spot_is_bought_once_and_needs_no_shutdown_behaviour(stack: AwsStack) -> None:
-    stack.set(spot="true")
+    stack.configure(spot="true")
     machine = stack.preview().one(INSTANCE).values
     assert machine["instanceMarketOptions"]["marketType"] == "spot"
     assert machine["instanceMarketOptions"]["spotOptions"]["spotInstanceType"] == "one-time"
@@ -137,14 +137,14 @@ def test_spot_is_bought_once_and_needs_no_shutdown_behaviour(stack: AwsStack) ->
 
 
 def test_a_reservation_is_named_to_the_cloud(stack: AwsStack) -> None:
-    stack.set(capacity_reservation="cr-0a1b2c3d")
+    stack.configure(capacity_reservation="cr-0a1b2c3d")
     machine = stack.preview().one(INSTANCE).values
     target = machine["capacityReservationSpecification"]["capacityReservationTarget"]
     assert target == {"capacityReservationId": "cr-0a1b2c3d"}
 
 
 def test_the_weights_disk_is_marked_and_outlives_the_machine_that_uses_it(stack: AwsStack) -> None:
-    stack.set(weights_disk_gib="200")
+    stack.configure(weights_disk_gib="200")
     planned = stack.preview()
     disk = planned.one("aws:ebs/volume:Volume")
     assert disk.values["tags"] == {WEIGHTS_TAG: NAME}
@@ -156,7 +156,7 @@ def test_the_weights_disk_is_marked_and_outlives_the_machine_that_uses_it(stack:
 
 def test_a_disk_that_was_kept_is_attached_again(stack: AwsStack) -> None:
     disk = stack.ec2.create_volume(AvailabilityZone="eu-west-1a", Size=200)["VolumeId"]
-    stack.set(weights_disk_gib="200", weights_disk=disk)
+    stack.configure(weights_disk_gib="200", weights_disk=disk)
     stack.up()
     (attached,) = stack.ec2.describe_volumes(VolumeIds=[disk])["Volumes"]
     assert attached["Attachments"][0]["InstanceId"] == stack.instance()["InstanceId"]
@@ -165,7 +165,7 @@ def test_a_disk_that_was_kept_is_attached_again(stack: AwsStack) -> None:
 
 
 def test_without_an_end_there_is_no_timer_but_a_warning_with_the_price(stack: AwsStack) -> None:
-    stack.set(ttl="0")
+    stack.configure(ttl="0")
     planned = stack.preview()
     assert types(planned) & {"Schedule", "ScheduleGroup"} == set()
     assert planned.one(INSTANCE).values["instanceInitiatedShutdownBehavior"] == "stop"
@@ -178,14 +178,14 @@ def test_a_machine_that_switches_itself_off_at_its_end_is_deleted(stack: AwsStac
 
 
 def test_an_end_that_has_passed_is_refused_before_anything_is_made(stack: AwsStack) -> None:
-    stack.set(expires_at=str(int(time.time()) - 60))
+    stack.configure(expires_at=str(int(time.time()) - 60))
     said = stack.refused()
     assert "has passed" in said
     assert "pulumi config set deployctl:expires_at" in said
 
 
 def test_a_public_certificate_opens_the_port_of_its_authority_and_says_so(stack: AwsStack) -> None:
-    stack.set(tls="acme", domain="llm.example.org")
+    stack.configure(tls="acme", domain="llm.example.org")
     planned = stack.preview()
     rules = planned.of_type("aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule")
     everybody = [item.values["fromPort"] for item in rules if item.values["cidrIpv4"] == "0.0.0.0/0"]
@@ -194,19 +194,19 @@ def test_a_public_certificate_opens_the_port_of_its_authority_and_says_so(stack:
 
 
 def test_the_users_ssh_key_is_taken_and_none_is_made(stack: AwsStack) -> None:
-    stack.set(ssh_public_key=PUBLIC_KEY)
+    stack.configure(ssh_public_key=PUBLIC_KEY)
     planned = stack.preview()
     assert planned.one("aws:ec2/keyPair:KeyPair").values["publicKey"] == PUBLIC_KEY
     assert planned.of_type("tls:index/privateKey:PrivateKey") == []
 
 
 def test_a_missing_ssh_key_file_is_named(stack: AwsStack) -> None:
-    stack.set(ssh_public_key="nowhere/id.pub")
+    stack.configure(ssh_public_key="nowhere/id.pub")
     assert "nowhere/id.pub cannot be read" in stack.refused()
 
 
 def test_a_hub_token_travels_as_a_secret_of_the_mailbox_alone(stack: AwsStack) -> None:
-    stack.set(hub_token="hf_thisisatoken")
+    stack.configure(hub_token="hf_thisisatoken")
     planned = stack.preview()
     token = planned.one(OBJECT, f"{NAME}-hub-token")
     assert is_secret(token.inputs["content"])
@@ -217,21 +217,21 @@ def test_a_hub_token_travels_as_a_secret_of_the_mailbox_alone(stack: AwsStack) -
 def test_an_own_certificate_travels_as_a_secret_of_the_mailbox(stack: AwsStack, tmp_path: Path) -> None:
     (tmp_path / "chain.pem").write_text("CHAIN")
     (tmp_path / "key.pem").write_text("KEY")
-    stack.set(tls="own", tls_cert=str(tmp_path / "chain.pem"), tls_key=str(tmp_path / "key.pem"))
+    stack.configure(tls="own", tls_cert=str(tmp_path / "chain.pem"), tls_key=str(tmp_path / "key.pem"))
     item = stack.preview().one(OBJECT, f"{NAME}-tls")
     assert is_secret(item.inputs["content"])
     assert json.loads(item.values["content"]) == {"certificate": "CHAIN", "key": "KEY"}
 
 
 def test_the_users_tags_reach_everything(stack: AwsStack) -> None:
-    stack.set(tags="team=search")
+    stack.configure(tags="team=search")
     provider = stack.preview().one("pulumi:providers:aws", f"{NAME}-aws")
     found = json.loads(provider.values["defaultTags"])["tags"]
     assert found == {"Name": "deployctl-chat", "deployctl": NAME, "team": "search"}
 
 
 def test_objects_carry_no_tags_because_ten_are_the_most(stack: AwsStack) -> None:
-    stack.set(tags=",".join(f"t{number}=x" for number in range(12)))
+    stack.configure(tags=",".join(f"t{number}=x" for number in range(12)))
     made = stack.up()
     s3 = stack.cloud.clients.s3
     found = s3.get_object_tagging(Bucket=made.values["mailbox"], Key="release/current.json")
@@ -239,7 +239,7 @@ def test_objects_carry_no_tags_because_ten_are_the_most(stack: AwsStack) -> None
 
 
 def test_an_address_that_nobody_named_is_asked_for_once(stack: AwsStack) -> None:
-    stack.set(allowed_cidrs="")
+    stack.configure(allowed_cidrs="")
     asked = stack.preview().one("command:local:Command", f"{NAME}-caller")
     assert "caller_cidr" in asked.values["create"]
     assert set(asked.ignore_changes) == {"create", "dir"}
@@ -247,7 +247,7 @@ def test_an_address_that_nobody_named_is_asked_for_once(stack: AwsStack) -> None
 
 def test_waiting_is_a_command_that_sees_the_key_in_its_environment_only(stack: AwsStack) -> None:
     made = stack.up()
-    stack.set(wait="")
+    stack.configure(wait="")
     wait = stack.preview().one("command:local:Command", f"{NAME}-wait")
     words = wait.values["create"].split()
     assert words[words.index("--release") + 1] == made.values["release"]

@@ -68,7 +68,7 @@ def test_the_plan_is_made_for_the_type_that_was_placed() -> None:
 
 def test_a_wrong_config_ends_the_program_with_every_reason_and_no_traceback(stack: AwsStack) -> None:
     stack.engine.host = ProcessHost()
-    stack.set(dtype="bf16", modle="demo")
+    stack.configure(dtype="bf16", modle="demo")
     said = stack.refused()
     assert "'bfloat16'" in said
     assert "modle (Pulumi config deployctl:modle): is not a field of the spec. Did you mean 'model'?" in said
@@ -76,25 +76,25 @@ def test_a_wrong_config_ends_the_program_with_every_reason_and_no_traceback(stac
 
 
 def test_a_model_that_does_not_fit_ends_the_program_with_what_would(stack: AwsStack) -> None:
-    stack.set(model="hf:Qwen/Qwen3-32B")
+    stack.configure(model="hf:Qwen/Qwen3-32B")
     said = stack.refused()
     assert "does not fit g5.xlarge" in said
     assert "would fit" in said
 
 
 def test_a_type_that_no_zone_sells_ends_the_program_before_anything_is_made(stack: AwsStack) -> None:
-    stack.set(instance_type="g6e.xlarge")
+    stack.configure(instance_type="g6e.xlarge")
     assert "sold in no zone" in stack.refused()
     assert stack.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"] == []
 
 
 def test_a_missing_wheel_is_named(stack: AwsStack) -> None:
-    stack.set(runtime_wheel="nowhere/deployctl-0.1.0-py3-none-any.whl")
+    stack.configure(runtime_wheel="nowhere/deployctl-0.1.0-py3-none-any.whl")
     assert "nowhere/deployctl-0.1.0-py3-none-any.whl does not exist" in stack.refused()
 
 
 def test_paths_in_the_config_start_from_the_projects_folder(stack: AwsStack) -> None:
     """The program itself runs in a folder below it."""
-    stack.set(ssh_public_key="tests/lab/no-such-key.pub")
+    stack.configure(ssh_public_key="tests/lab/no-such-key.pub")
     root = Path(__file__).resolve().parents[2]
     assert f"{root}/tests/lab/no-such-key.pub cannot be read" in stack.refused()
