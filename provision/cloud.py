@@ -47,6 +47,7 @@ from runtime.vm import Provider
 T = TypeVar("T")
 PATIENCE_S = 300.0  # a cloud goes on deleting after it has said yes
 SWEEPS = 3  # what a leftover holds can be deleted only after it
+CLOUDS = ("aws", "alicloud")  # packages whose resources may cost money
 DISKS = ("aws:ebs/volume:Volume", "alicloud:ecs/ecsDisk:EcsDisk")
 FOLLOW_S = 3.0  # between two looks at the logs in the mailbox
 WAIT = f"{PROJECT}:wait"
@@ -146,7 +147,7 @@ class CloudTarget:
             expires_at=exports.expires_at,
         )
         if exports.instance_id is None:
-            return seen
+            return dataclasses.replace(seen, hint=self._half_made())
         if exports.expires_at is not None and exports.expires_at <= time.time():
             ended = "its time ended, and the cloud has deleted the machine"
             return dataclasses.replace(seen, error=ended, hint=f"what remains still bills: deployctl down {self.name}")
@@ -156,6 +157,16 @@ class CloudTarget:
             hint = "the mailbox cannot be read from here; the endpoint may serve all the same"
             return dataclasses.replace(seen, life="unknown", error=str(error), hint=hint)
         return with_status(seen, status)
+
+    def _half_made(self) -> str | None:
+        """What to say about resources of an `up` that did not come to its end."""
+        made = [item for item in self.stack.resources() if item.get("custom") and item["type"].split(":")[0] in CLOUDS]
+        if not made:
+            return None
+        return (
+            f"an `up` was cut off: {len(made)} resources exist and may cost money; "
+            f"deployctl up --name {self.name} goes on, deployctl down {self.name} deletes them"
+        )
 
     def status(self) -> Status | None:
         """What this instance reported last; None before its first word. Raises BucketError."""

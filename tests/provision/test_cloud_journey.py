@@ -225,6 +225,27 @@ def test_the_wait_command_prints_one_json_object(journey: Journey) -> None:
     assert answer(done) == {"state": "ready", "certificate": found["certificate"], "release": found["release"]}
 
 
+def test_a_plain_pulumi_up_waits_with_the_same_command_and_exports_what_it_found(journey: Journey) -> None:
+    script = (
+        f'eval "$({shlex.join(journey.laptop.argv("config", "pulumi"))})"\n'
+        "pulumi config set deployctl:wait true --stack chat &&\n"
+        "pulumi up --yes --skip-preview --stack chat && pulumi stack output --json --stack chat"
+    )
+    done = subprocess.run(
+        ["sh", "-c", script],
+        env=journey.laptop.env,
+        cwd=journey.laptop.home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = answer(done)
+    before = answer(journey.up)
+    assert (found["state"], found["certificate"]) == ("ready", before["certificate"])
+    assert found["instance_id"] == before["instance_id"]
+    assert found["api_key"] == "[secret]"
+
+
 def test_redeploy_reaches_the_machine_through_its_mailbox_and_keeps_it(journey: Journey) -> None:
     before = answer(journey.up)
     done = journey.laptop.run("redeploy", "chat", "--max-model-len", "4096", "--yes", "--json")
@@ -287,6 +308,7 @@ def test_ctrl_c_then_up_again_then_down_without_any_state(laptop: Laptop) -> Non
     assert first.returncode == StoppedError.exit_code, said
     assert "next: deployctl up --name code" in said
     (machine,) = laptop.machines("code")
+    assert "an `up` was cut off" in laptop.run("status", "code").stdout
 
     again = laptop.run(*words)
     assert again.returncode == 0, again.stderr
