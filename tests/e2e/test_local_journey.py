@@ -95,6 +95,7 @@ def test_ten_answers_equal_those_of_transformers(home: Home, client: OpenAI) -> 
     for prompt, expected in zip(prompts, reference(folder, prompts), strict=True):
         assert ask(client, prompt) == expected, f"seed {seed}, prompt {prompt!r}"
 
+
 def test_an_answer_under_a_schema_is_what_the_schema_says(client: OpenAI) -> None:
     short = Annotated[str, Field(max_length=20)]
 
