@@ -156,8 +156,11 @@ class CloudStack:
         if plain:
             _explained(what, lambda: self._stack.set_all_config(plain))
         for key, value in secret.items():
-            args = ["config", "set", key, "--secret", "--stack", self._stack.name]
-            _explained(what, lambda args=args, value=value: self.project.run(args, text=value))  # type: ignore[misc]
+            self._set_secret(key, value)
+
+    def _set_secret(self, key: str, value: str) -> None:
+        args = ["config", "set", key, "--secret", "--stack", self._stack.name]
+        _explained(f"{key} cannot be written", lambda: self.project.run(args, text=value))
 
     def recover_config(self) -> None:
         """From another laptop the config is taken from the last update, which the backend has kept."""

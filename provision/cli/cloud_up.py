@@ -8,7 +8,7 @@ import time
 
 import typer
 
-from provision.automation import Project
+from provision.automation import Project, UpdateError
 from provision.backend import check_parts
 from provision.caller import caller_cidr
 from provision.cli.ask import confirm
@@ -25,11 +25,12 @@ from provision.errors import (
     StoppedError,
     UsageError,
 )
+from provision.failover import classify
 from provision.planning import Plan
 from provision.progress import format_seconds, is_rolled_back, make_display, progress_text, wait_until_settled
 from provision.reach import Check, prove_reach
 from provision.render import changes
-from provision.rollout import anchored, bring_up, decide, write_config
+from provision.rollout import anchored, bring_up, decide, explained, write_config
 from provision.spec import DeploymentSpec
 from provision.target import Access
 from provision.trust import pin_file
@@ -94,6 +95,8 @@ def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:
         with target.stack.keeping_config():
             write_config(target, spec, decide(spec, target, time.time()))
             result = target.stack.preview()
+    except UpdateError as error:
+        raise explained(error, spec, classify(error.messages), []) from error
     finally:
         if known is None:
             target.stack.delete()

@@ -20,7 +20,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from provision.errors import EndpointError, NotFoundError, RolledBackError, StoppedError
+from provision.errors import EndpointError, NotFoundError, PlanError, RolledBackError, StoppedError
 from provision.naming import WEIGHTS_TAG
 from tests.lab import pulumi_accounts, pulumi_cli
 from tests.lab.aws_stack import KEYS
@@ -284,6 +284,14 @@ def test_down_leaves_nothing_and_says_so(journey: Journey) -> None:
 
 
 # ---- accidents ----
+
+
+def test_a_preview_that_the_account_refuses_is_a_plan_error_and_leaves_no_stack(laptop: Laptop) -> None:
+    words = [*laptop.words, "--zones", f"{REGION}a", "--image", "ami-0123456789abcdef0"]
+    done = laptop.run("preview", "wrong", *words)
+    assert done.returncode == PlanError.exit_code, done.stderr
+    assert "wrong cannot be deployed like this" in done.stderr
+    assert laptop.run("status", "wrong").returncode == NotFoundError.exit_code
 
 
 def wait_for(path: Path) -> None:
