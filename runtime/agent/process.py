@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from runtime.agent.child import bound_argv
@@ -44,6 +45,7 @@ class UnitProcess:
         current: Path,
         listen_fd: int | None,
         policy: RestartPolicy,
+        before_close: Callable[[int], None] = lambda fd: None,
     ) -> None:
         self.spec = spec
         self.log = log
@@ -55,6 +57,7 @@ class UnitProcess:
         self._current = current
         self._listen_fd = listen_fd if spec.listens else None
         self._policy = policy
+        self._before_close = before_close
         self._history = RestartHistory(policy)
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -209,6 +212,7 @@ class UnitProcess:
 
     def _close_output(self) -> None:
         if self.output is not None:
+            self._before_close(self.output)  # whoever watches it: the next file or socket may get its number
             os.close(self.output)
             self.output = None
             self.log.end()

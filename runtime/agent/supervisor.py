@@ -123,11 +123,11 @@ class Supervisor:
                 current=state / "current",
                 listen_fd=listener.fileno(),
                 policy=policy or RestartPolicy(),
+                before_close=self._forget_output,
             )
             for spec in units
         }
         self._selector = selectors.DefaultSelector()
-        self._outputs: dict[str, int] = {}
         self._connections: list[_Connection] = []
         self._stopping = False
         self._agent_lost = False
@@ -181,17 +181,14 @@ class Supervisor:
         return next((self._units[name] for name in ordered if self._units[name].pid is not None), None)
 
     def _follow_outputs(self) -> None:
-        """Keeps the selector's list of pipes equal to the units' own."""
-        for name, unit in self._units.items():
-            known = self._outputs.get(name)
-            if known == unit.output:
-                continue
-            if known is not None:
-                self._selector.unregister(known)
-                del self._outputs[name]
-            if unit.output is not None:
+        """Registers the pipes of units that have started since the last look."""
+        for unit in self._units.values():
+            if unit.output is not None and unit.output not in self._selector.get_map():
                 self._selector.register(unit.output, selectors.EVENT_READ, unit.read)
-                self._outputs[name] = unit.output
+
+    def _forget_output(self, fd: int) -> None:
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
 
     def _watch_signals(self) -> None:
         reader, writer = socket.socketpair()

@@ -272,3 +272,38 @@ def test_the_last_words_of_a_killed_unit_are_in_its_log(machine: Machine) -> Non
     wait_for(lambda: machine.units.state("engine").exits == 1, "the exit is noticed")
     log = machine.log("engine")
     assert log.index("engine of r1: ok") < log.index("exit -9, next start in")
+
+
+def test_what_a_restarted_unit_says_reaches_its_log_every_time(machine: Machine) -> None:
+    """The new process's pipe may get the number that the old one's had."""
+    machine.deploy("r1")
+    machine.start()
+    machine.wait_ready("r1")
+    for count in range(2, 8):
+        machine.units.restart("engine")
+        wait_for(lambda count=count: machine.log("engine").count("engine of r1") == count, f"word {count}", 10.0)
+
+
+def test_many_clients_at_the_moment_of_an_exit_do_not_end_the_supervisor(machine: Machine) -> None:
+    machine.deploy("r1")
+    record = machine.start()
+    machine.wait_ready("r1")
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            machine.units.state("agent")
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(4):  # a fifth would be a crash loop
+            old = machine.pid("engine")
+            os.kill(old, signal.SIGKILL)
+            wait_for(lambda old=old: machine.units.state("engine").pid not in (None, old), "a new engine")
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(10)
+    assert machine.record() == record
