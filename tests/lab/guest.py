@@ -33,6 +33,8 @@ from tests.lab.rootfs import DMI_FOLDER, Suite
 BOOT_S = 60.0
 STOP_S = 30.0
 HALT = signal.SIGRTMIN + 4  # systemd: power off
+# Reads until the test process is gone or ends it, then kills PID 1 of a guest that still is in its own network.
+WATCH = 'read -r _; [ "$(readlink /proc/$1/ns/net 2>/dev/null)" = "$2" ] && kill -KILL $1'
 REBOOTING = 133  # nspawn's exit status for a guest that restarts itself
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
@@ -80,6 +82,7 @@ class Guest:
     network: Network
     folder: Path  # mount points and console.log, on this machine
     nspawn: subprocess.Popen[bytes] | None = None
+    watch: subprocess.Popen[bytes] | None = None
 
     @property
     def root(self) -> Path:
@@ -146,7 +149,12 @@ class Guest:
                 start_new_session=True,
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
-        self.wait_for("PID 1", lambda: self.leader, BOOT_S)
+        leader = self.wait_for("PID 1", lambda: self.leader, BOOT_S)
+        # nspawn's death does not end its guest.
+        place = os.readlink(f"/proc/{leader}/ns/net")
+        self._end_watch()
+        argv = ["sh", "-c", WATCH, "watch", str(leader), place]
+        self.watch = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
         self.wait_for("systemd", lambda: self.succeeds("systemctl", "show", "--property=Version"), BOOT_S)
 
     def follow_reboot(self) -> None:
@@ -229,8 +237,14 @@ class Guest:
                 assert self.nspawn is not None
                 self.nspawn.kill()
                 self.nspawn.wait()
+        self._end_watch()
         for root in _cgroup_roots():
             _remove_cgroup(root / self.name)
+
+    def _end_watch(self) -> None:
+        if self.watch is not None:
+            self.watch.communicate()
+            self.watch = None
 
     def _reap(self) -> None:
         assert self.nspawn is not None

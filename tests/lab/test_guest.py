@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from runtime.vm import METADATA_ADDRESS, Provider
+from tests.e2e.journey import wait_for
 from tests.lab.guest import Guest, make_guest, require_lab
 from tests.lab.metadata_service import Instance, MetadataService, serve_metadata
 from tests.lab.network import network
+from tests.lab.packages import ROOT
 from tests.lab.rootfs import Suite
 
 USER_DATA = """#cloud-config
@@ -22,6 +26,15 @@ runcmd:
   - [touch, /etc/lab/ran]
 """
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 80), 2)"
+ABANDON = """
+import pathlib, sys
+from tests.lab.guest import make_guest
+from tests.lab.network import network
+with network("169.254.169.254") as net, make_guest("bookworm", "aws", net, pathlib.Path(sys.argv[1])) as guest:
+    guest.boot()
+    print(guest.leader, flush=True)
+    sys.stdin.read()
+"""
 Start = Callable[[Suite, Provider, bool], tuple[Guest, MetadataService]]
 
 
@@ -96,6 +109,23 @@ def test_units_can_be_kept_from_an_address(start: Start) -> None:
     probe = ("python3", "-c", CONNECT, address)
     guest.run("systemd-run", "--wait", "--pipe", *probe)
     guest.run("systemd-run", "--wait", "--pipe", f"--property=IPAddressDeny={address}", *probe, code=1)
+
+
+def test_a_guest_ends_with_its_test_process_however_that_ends(tmp_path: Path) -> None:
+    require_lab()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ABANDON, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    leader = Path("/proc", process.stdout.readline().strip())
+    assert (leader / "cmdline").read_text().startswith("/usr/lib/systemd/systemd")
+    process.kill()
+    process.communicate()
+    wait_for("the end of the guest", lambda: None if leader.exists() else True)
 
 
 def test_a_guest_leaves_nothing_on_this_machine(tmp_path: Path) -> None:
