@@ -11,6 +11,8 @@ from runtime.mailbox import release_key
 from tests.e2e.cloud_journey import BUCKET, MODELS, SCHEME, Journey, ask, journey
 from tests.lab.rootfs import Suite
 
+pytestmark = pytest.mark.timeout(600)  # the first guest ever must have its root file system built
+
 
 def test_a_wheel_with_another_hash_is_not_run(tmp_path: Path) -> None:
     with journey("bookworm", "aws", tmp_path) as made:

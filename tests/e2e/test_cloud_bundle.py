@@ -12,6 +12,8 @@ from tests.e2e.cloud_journey import BUCKET, REGION, ask, journey
 from tests.lab.packages import stand_in_torch, wheelhouse
 from tests.lab.rootfs import PYTHON, Suite
 
+pytestmark = pytest.mark.timeout(600)  # the first guest ever must have its root file system built
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])

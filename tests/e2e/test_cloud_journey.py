@@ -21,6 +21,8 @@ from runtime.vm import METADATA_ADDRESS, STATE_DIR
 from tests.e2e.cloud_journey import MODELS, SCHEME, Journey, ask, journey, scripted_wheel
 from tests.lab.network import GUEST
 
+pytestmark = pytest.mark.timeout(600)  # the first guest ever must have its root file system built
+
 PORT = 8000
 UNITS = ("deployctl-agent", "deployctl-server", "deployctl-engine")
 JOIN = "echo $$ > /sys/fs/cgroup/system.slice/{unit}.service/cgroup.procs && exec python3 -c '{program}'"

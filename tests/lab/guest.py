@@ -68,6 +68,7 @@ def _obstacle() -> str | None:
     if os.geteuid() != 0:
         return "this user is not root"
     missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+    missing += [] if rootfs.KEYRING.exists() else ["debian-archive-keyring"]
     if missing:
         return f"tools are missing: apt-get install -y {' '.join(missing)}"
     trial = subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, text=True, check=False)

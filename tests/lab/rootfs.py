@@ -1,6 +1,8 @@
 """Debian root filesystems for guests: built once with mmdebstrap, kept in the user's cache by what they are made of.
 
 $XDG_CACHE_HOME/deployctl/lab/rootfs/<suite>-<hash of the recipe>/     never changed: guests lay an overlay over it
+
+    python3 -m tests.lab.rootfs     builds all of them at once, ahead of the tests (standard library only)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -18,6 +21,7 @@ from typing import Literal
 Suite = Literal["bookworm", "trixie"]
 PYTHON: dict[Suite, str] = {"bookworm": "3.11", "trixie": "3.13"}
 
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     "ca-certificates",
@@ -93,3 +97,9 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor() as pool:
+        for built in pool.map(rootfs, PYTHON):
+            print(built)

@@ -18,6 +18,8 @@ from tests.lab.network import network
 from tests.lab.packages import ROOT
 from tests.lab.rootfs import Suite
 
+pytestmark = pytest.mark.timeout(600)  # the first guest ever must have its root file system built
+
 USER_DATA = """#cloud-config
 write_files:
   - path: /etc/lab/arrived
