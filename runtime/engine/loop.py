@@ -15,6 +15,7 @@ import time
 
 from torch import Tensor
 
+from runtime.engine.exits import CRASHED
 from runtime.engine.grammar import GrammarError, Grammars
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.runner import Runner
@@ -25,7 +26,6 @@ from runtime.ops.sampling import INVALID, Logprobs, Sample
 
 IDLE_POLL_S = 1.0
 MAX_REASON = 300  # characters of a grammar's failure
-CRASHED = 70  # sysexits EX_SOFTWARE
 
 log = logging.getLogger("engine")
 

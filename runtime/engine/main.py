@@ -12,28 +12,27 @@ import os
 import signal
 import sys
 import time
-import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-from runtime.deployment import Deployment, EngineOptions, Weights, decode_deployment, decode_weights
+from runtime.deployment import Deployment, EngineOptions
 from runtime.engine.blocks import BlockPool
+from runtime.engine.exits import ConfigError, exit_code
 from runtime.engine.grammar import Grammars
 from runtime.engine.link import ServerGone, ServerLink
-from runtime.engine.loop import CRASHED, EngineLoop, Watchdog
-from runtime.engine.memory import OutOfMemoryError, PoolSize, cpu_pool, gpu_pool, used_bytes
+from runtime.engine.load import Release, load_runner, open_device, read_release
+from runtime.engine.loop import EngineLoop, Watchdog
+from runtime.engine.memory import PoolSize, cpu_pool, gpu_pool, used_bytes
+from runtime.engine.ranks import start_ranks
 from runtime.engine.runner import Runner
 from runtime.engine.scheduler import Scheduler
 from runtime.ipc import Heartbeat, Progress, Ready
-from runtime.model.checkpoint import Checkpoint, CheckpointError, read_model_spec
-from runtime.model.decoder import load_decoder
-from runtime.model_spec import UnsupportedModelError
-from runtime.ops.ops import choose
+from runtime.model.group import Group, join
 
-BAD_CONFIG = 78  # sysexits EX_CONFIG
 CPU_CHUNK_S = 1.0  # a step on a CPU should not take longer: /health and aborts wait for it
 CPU_CHUNK_TOKENS = (16, 2048)
 REHEARSAL_TOKENS = 128
@@ -42,39 +41,7 @@ GPU_CHUNK_TOKENS = (2048, 8192)  # cards below and from 40 GiB
 MIN_HANG_S = 5.0
 LOADED_PERCENT = 90.0  # of the start; the rest is the rehearsal
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 log = logging.getLogger("engine")
-
-
-class ConfigError(ValueError):
-    """Starting again cannot help."""
-
-    def __init__(self, reason: str, hint: str) -> None:
-        super().__init__(reason)
-        self.hint = hint
-
-
-@dataclass(slots=True)
-class _ProgressReport:
-    """Sends Progress while tensors arrive, at most five times a second; accepts a server in between."""
-
-    link: ServerLink
-    total: int  # bytes
-    begin: float
-    done: int = 0
-    last: float = 0.0
-
-    def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.last < 0.2:
-            return
-        self.last = now
-        share = min(self.done / self.total, 1.0)
-        eta = (now - self.begin) * (1 - share) / share
-        serve_waiting(self.link)
-        self.link.send(Progress(LOADED_PERCENT * share, eta, "loading weights"))
 
 
 def run(release_dir: Path, run_dir: Path) -> int:
@@ -82,19 +49,7 @@ def run(release_dir: Path, run_dir: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     faulthandler.enable()
     signal.signal(signal.SIGTERM, _exit_at_once)
-    try:
-        _serve(release_dir, run_dir)
-    except ConfigError as error:
-        return _bad_config(str(error), error.hint)
-    except (UnsupportedModelError, CheckpointError) as error:
-        return _bad_config(str(error), "choose another model, or repair the folder")
-    except OutOfMemoryError as error:
-        return _bad_config(str(error), "set a smaller kv_cache_gib, max_model_len or max_num_seqs")
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(CRASHED)
-    return 0
+    return exit_code(lambda: _serve(release_dir, run_dir))
 
 
 def serve_waiting(link: ServerLink) -> None:
@@ -107,10 +62,13 @@ def serve_waiting(link: ServerLink) -> None:
 
 def _serve(release_dir: Path, run_dir: Path) -> None:
     begin = time.monotonic()
-    deployment = decode_deployment((release_dir / "deployment.json").read_bytes())
-    weights = decode_weights((release_dir / "weights.json").read_bytes())
+    release = read_release(release_dir)
+    deployment, weights = release.deployment, release.weights
     link = ServerLink(run_dir, deployment.release)
-    runner = _load(deployment, weights, link)
+    if release.options.tensor_parallel == 1:
+        runner = load_runner(release, Group(), _progress(link))
+    else:
+        runner = _load_with_ranks(release, release_dir, run_dir, link)
     link.send(Progress(LOADED_PERCENT, None, "measuring memory and speed"))
     scheduler, step_s = _size(runner, deployment)
     spec = runner.model.spec
@@ -132,44 +90,28 @@ def _serve(release_dir: Path, run_dir: Path) -> None:
     EngineLoop(scheduler, runner, link, watchdog, grammars).run()
 
 
-def _load(deployment: Deployment, weights: Weights, link: ServerLink) -> Runner:
-    options = deployment.engine
-    device, dtype = _device(options)
-    folder = Path(weights.path)
-    spec = read_model_spec(folder, options.rope_scaling)
-    if spec.quantization is not None:
-        raise UnsupportedModelError("quantization_config.quant_method", f"{spec.quantization} is not supported yet")
-    if options.max_model_len > spec.max_position:
-        raise ConfigError(
-            f"max_model_len {options.max_model_len} is over the model's {spec.max_position} positions",
-            f"set max_model_len to at most {spec.max_position}, or set rope_scaling",
-        )
-    checkpoint = Checkpoint(folder)
-    checkpoint.on_bytes = _ProgressReport(link, checkpoint.total_bytes, time.monotonic()).add
-    ops = choose(device, dtype)
-    model = load_decoder(spec, checkpoint, ops, device=device, dtype=dtype, max_model_len=options.max_model_len)
-    log.info("loaded %s: %s, %s ops, %s", folder.name, spec.family, ops.name, options.dtype)
-    return Runner(model, device=device, dtype=dtype, block_size=options.block_size)
+def _load_with_ranks(release: Release, release_dir: Path, run_dir: Path, link: ServerLink) -> Runner:
+    """The driver of several ranks: each loads its share by itself, then all join."""
+    group = Group(0, release.options.tensor_parallel)
+    open_device(release.options, group)  # what cannot work is said before any rank is started
+    ranks = start_ranks(group.size, release_dir, run_dir)
+    runner = load_runner(release, group, _progress(link), ranks.channels)
+    link.send(Progress(LOADED_PERCENT, None, "waiting for the other ranks"))
+    ranks.wait_loaded(lambda: serve_waiting(link))
+    join(group, runner.device, ranks.rendezvous)
+    return runner
 
 
-def _device(options: EngineOptions) -> tuple[torch.device, torch.dtype]:
-    if options.tensor_parallel != 1:
-        raise ConfigError(f"tensor_parallel {options.tensor_parallel} is not supported yet", "set tensor_parallel to 1")
-    if options.quantization is not None:
-        raise ConfigError(f"quantization {options.quantization!r} is not supported yet", "leave quantization out")
-    if options.dtype not in DTYPES:
-        raise ConfigError(f"dtype {options.dtype!r} is not one of {', '.join(DTYPES)}", "set dtype to float32")
-    if options.device == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("torch sees no CUDA device", "check nvidia-smi, and that torch is not a CPU build")
-        torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
-        return torch.device("cuda:0"), DTYPES[options.dtype]
-    if options.device != "cpu":
-        raise ConfigError(f"device {options.device!r} is not one of cpu, cuda", "set device to cpu")
-    if options.dtype != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise ConfigError(f"this CPU has no {options.dtype} units", "set dtype to float32")
-    torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
-    return torch.device("cpu"), DTYPES[options.dtype]
+def _progress(link: ServerLink) -> Callable[[float], None]:
+    """Tells the server how much is loaded, and lets one connect meanwhile."""
+    begin = time.monotonic()
+
+    def tell(share: float) -> None:
+        eta = (time.monotonic() - begin) * (1 - share) / share
+        serve_waiting(link)
+        link.send(Progress(LOADED_PERCENT * share, eta, "loading weights"))
+
+    return tell
 
 
 def _size(runner: Runner, deployment: Deployment) -> tuple[Scheduler, float]:
@@ -184,7 +126,7 @@ def _size(runner: Runner, deployment: Deployment) -> tuple[Scheduler, float]:
         pool, budget, step_s = _measure_gpu(runner, options, useful)
     else:
         budget, step_s = _cpu_budget(runner, options)
-        pool = cpu_pool(options.kv_cache_bytes, per_block, useful)
+        pool = cpu_pool(options.kv_cache_bytes, per_block * options.tensor_parallel, useful)  # ranks share the RAM
     if pool.blocks - 1 < blocks_per_request:
         raise ConfigError(
             f"the KV cache holds {max(0, pool.blocks - 1) * size} tokens, fewer than max_model_len "
@@ -219,7 +161,8 @@ def _measure_gpu(runner: Runner, options: EngineOptions, useful: int) -> tuple[P
     budget = options.max_batched_tokens or (small if total < 40 * 2**30 else large)
     runner.rehearse(budget, options.max_num_seqs)
     step_s = runner.rehearse(budget, options.max_num_seqs)
-    return gpu_pool(options.gpu_memory_utilization, runner.kv_bytes_per_block, useful), budget, step_s
+    pool = gpu_pool(options.gpu_memory_utilization, runner.kv_bytes_per_block, useful)
+    return replace(pool, blocks=runner.fewest_blocks(pool.blocks)), budget, step_s
 
 
 def _log_sizes(
@@ -245,8 +188,3 @@ def _log_sizes(
 
 def _exit_at_once(_signum: int, _frame: FrameType | None) -> None:
     os._exit(0)
-
-
-def _bad_config(reason: str, hint: str) -> int:
-    print(f"error: {reason} | hint: {hint}", file=sys.stderr, flush=True)
-    return BAD_CONFIG

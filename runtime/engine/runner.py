@@ -3,43 +3,66 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from itertools import accumulate
+from array import array
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from runtime.engine.blocks import PADDING_BLOCK
+from runtime.engine.channel import Channel, Kind
 from runtime.engine.scheduler import Row
+from runtime.engine.sequence import Sequence as Request
+from runtime.engine.step import INT32, pack_step, unpack_step
+from runtime.ipc import Sampling
 from runtime.model.decoder import Decoder
-from runtime.ops.batch import Batch
 from runtime.ops.sampling import Sample, SamplingRow, sample
+
+REHEARSED = Sampling(max_tokens=1, temperature=1.0, top_p=0.9, top_k=50)
 
 
 class Runner:
-    """One model on one device. Call `allocate` once after measuring, then `step`."""
+    """One model on one device. Call `allocate` once after measuring, then `step`.
 
-    def __init__(self, model: Decoder, *, device: torch.device, dtype: torch.dtype, block_size: int) -> None:
+    `others`: the ranks that hold the rest of the model, where there are any; they do each thing that is done here.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        block_size: int,
+        others: Sequence[Channel] = (),
+    ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
         self.block_size = block_size
         self.caches: list[Tensor] = []
+        self._others = others
         self._eos = tuple(model.spec.eos_token_ids)
 
     @property
     def kv_bytes_per_block(self) -> int:
-        """2 (key and value) · layers · block_size · K · D · bytes."""
+        """2 (key and value) · layers · block_size · K · D · bytes, on this rank."""
         spec = self.model.spec
-        return 2 * spec.num_layers * self.block_size * spec.kv_size * self.dtype.itemsize
+        return 2 * spec.num_layers * self.block_size * self.model.num_kv_heads * spec.head_dim * self.dtype.itemsize
 
     def allocate(self, num_blocks: int) -> None:
         """Makes the KV pool, replacing the one before. On a CPU the zeros are written now: a lack of memory
         shows here, not in the middle of a request."""
+        self._tell(Kind.ALLOCATE, array(INT32, [num_blocks]))
         spec = self.model.spec
-        shape = (2, num_blocks, self.block_size, spec.num_kv_heads, spec.head_dim)
+        shape = (2, num_blocks, self.block_size, self.model.num_kv_heads, spec.head_dim)
         self.caches = []
         self.caches = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(spec.num_layers)]
+
+    def fewest_blocks(self, blocks: int) -> int:
+        """The smallest of `blocks` and what fits the GPUs of the other ranks."""
+        self._tell(Kind.MEASURE)
+        return min([blocks, *(array(INT32, bytes(channel.receive()[1]))[0] for channel in self._others)])
 
     @torch.inference_mode()
     def step(self, rows: list[Row], allowed: Mapping[str, Tensor] | None = None) -> list[Sample]:
@@ -47,13 +70,21 @@ class Runner:
 
         `allowed`: [V] bool by request id, where a grammar leaves only some tokens.
         """
-        batch = self._batch(rows)
-        logits = self.model.forward(batch, self.caches)
+        logits = self.logits(rows)
         masks = allowed or {}
         sampling = [self._sampling(row, masks.get(row.seq.id)) for row in rows if row.samples]
         return sample(logits, sampling) if sampling else []
 
-    @torch.inference_mode()
+    def logits(self, rows: list[Row]) -> Tensor:
+        """[S, V] in float32 for the rows that sample, after all ranks have run the step."""
+        packed = pack_step(rows, self.block_size)
+        self._tell(Kind.STEP, packed)
+        return self.forward(packed)
+
+    def forward(self, packed: array[int] | bytearray) -> Tensor:
+        """This rank's part in one packed step (runtime.engine.step)."""
+        return self.model.forward(unpack_step(packed, self.device), self.caches)
+
     def rehearse(self, num_tokens: int, num_seqs: int) -> float:
         """Runs a step of `num_tokens` prompt tokens that ends in `num_seqs` samples on the padding block.
 
@@ -62,50 +93,18 @@ class Runner:
         num_seqs = min(num_seqs, num_tokens)
         counts = [num_tokens // num_seqs] * num_seqs
         counts[0] += num_tokens % num_seqs
-        starts = [0, *accumulate(counts)]
-        blocks = -(-max(counts) // self.block_size)
-        batch = Batch(
-            tokens=self._ints([0] * num_tokens),
-            positions=self._ints(i for count in counts for i in range(count)),
-            slots=self._ints([PADDING_BLOCK] * num_tokens),
-            starts=self._ints(starts).int(),
-            contexts=self._ints(counts).int(),
-            tables=torch.full((num_seqs, blocks), PADDING_BLOCK, dtype=torch.int32, device=self.device),
-            samples=self._ints(end - 1 for end in starts[1:]),
-            rows=tuple((count, count) for count in counts),
-        )
         begin = time.perf_counter()
-        logits = self.model.forward(batch, self.caches)
-        sample(logits, [SamplingRow(1.0, 0.9, 50, 0.0, 0, 0)] * num_seqs)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        self.step([self._rehearsed(count) for count in counts])
         return time.perf_counter() - begin
 
-    def _batch(self, rows: list[Row]) -> Batch:
-        size = self.block_size
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        for row in rows:
-            end = row.start + row.count
-            blocks = row.seq.blocks
-            tokens += row.seq.tokens[row.start : end]
-            positions += range(row.start, end)
-            slots += [blocks[i // size] * size + i % size for i in range(row.start, end)]
-        starts = [0, *accumulate(row.count for row in rows)]
-        contexts = [row.start + row.count for row in rows]
-        width = -(-max(contexts) // size)
-        tables = [(row.seq.blocks + [PADDING_BLOCK] * width)[:width] for row in rows]
-        return Batch(
-            tokens=self._ints(tokens),
-            positions=self._ints(positions),
-            slots=self._ints(slots),
-            starts=self._ints(starts).int(),
-            contexts=self._ints(contexts).int(),
-            tables=torch.tensor(tables, dtype=torch.int32, device=self.device),
-            samples=self._ints(starts[i + 1] - 1 for i, row in enumerate(rows) if row.samples),
-            rows=tuple((row.count, row.start + row.count) for row in rows),
-        )
+    def _rehearsed(self, count: int) -> Row:
+        request = Request("", [0] * count, REHEARSED)
+        request.blocks = [PADDING_BLOCK] * -(-count // self.block_size)
+        return Row(request, 0, count, samples=True)
+
+    def _tell(self, kind: Kind, numbers: array[int] | None = None) -> None:
+        for channel in self._others:
+            channel.send(kind, numbers)
 
     def _sampling(self, row: Row, allowed: Tensor | None) -> SamplingRow:
         seq, s = row.seq, row.seq.sampling
@@ -127,6 +126,3 @@ class Runner:
             logprobs=s.logprobs,
             allowed=allowed,
         )
-
-    def _ints(self, values: Iterable[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device=self.device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from runtime.model_spec import ModelSpec
 
 # Buffers that old exporters wrote and that are computed here.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
+ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 class CheckpointError(ValueError):
@@ -44,10 +47,27 @@ def read_model_spec(folder: Path, rope_scaling: dict[str, Any] | None = None) ->
     )
 
 
-class Checkpoint:
-    """Tensors by name. `take` reads one, checks its shape, and remembers that it was used.
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """These rows of a tensor (its first dimension)."""
 
-    `on_bytes` is told the size of each tensor taken, for progress.
+    span: range
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """These columns of a matrix."""
+
+    span: range
+
+
+Part = Rows | Columns
+
+
+class Checkpoint:
+    """Tensors by name. `take` reads one or a part of it, checks its shape, and remembers that it was used.
+
+    `on_bytes` is told the whole size of each tensor that is taken or left to another rank, for progress.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,22 +85,28 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """One tensor in `dtype`. Raises CheckpointError when it is missing or has another shape."""
-        file = self._file_of.get(name)
-        if file is None:
-            raise CheckpointError(f"{self.folder}: tensor {name} is missing")
-        tensor: Tensor = self._handle(file).get_tensor(name)
-        if tuple(tensor.shape) != shape:
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, part: Part | None = None) -> Tensor:
+        """The tensor of `shape` in `dtype`, or only `part` of it: no more than that is read.
+
+        Raises CheckpointError when it is missing or has another shape.
+        """
+        stored = self._use(name)
+        if tuple(stored.get_shape()) != shape:
             raise CheckpointError(
-                f"{file}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shape)}"
+                f"{self._file_of[name]}: tensor {name} has shape {stored.get_shape()}, config.json says {list(shape)}"
             )
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise CheckpointError(f"{file}: tensor {name} has dtype {tensor.dtype}, which is not supported")
-        self._left.discard(name)
-        if self.on_bytes is not None:
-            self.on_bytes(tensor.nbytes)
+        match part:
+            case Rows(span):
+                tensor: Tensor = stored[span.start : span.stop]
+            case Columns(span):
+                tensor = stored[:, span.start : span.stop]
+            case _:
+                tensor = stored[:]
         return tensor.to(dtype, copy=True)  # a view would keep the file mapped, and die with it
+
+    def leave(self, name: str) -> None:
+        """The tensor is another rank's to take. Raises CheckpointError when it is missing."""
+        self._use(name)
 
     def close(self, *, ignore: tuple[str, ...] = ()) -> None:
         """Closes the files. Raises CheckpointError when a tensor was left: the model would not be what it claims."""
@@ -91,6 +117,20 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.folder}: tensors that this model has no place for: {', '.join(left[:3])}{more}"
             )
+
+    def _use(self, name: str) -> Any:
+        """The tensor in its file, not yet read."""
+        file = self._file_of.get(name)
+        if file is None:
+            raise CheckpointError(f"{self.folder}: tensor {name} is missing")
+        stored = self._handle(file).get_slice(name)
+        width = ELEMENT_BYTES.get(stored.get_dtype())
+        if width is None:
+            raise CheckpointError(f"{file}: tensor {name} has dtype {stored.get_dtype()}, which is not supported")
+        self._left.discard(name)
+        if self.on_bytes is not None:
+            self.on_bytes(math.prod(stored.get_shape()) * width)
+        return stored
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:

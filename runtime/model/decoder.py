@@ -5,7 +5,8 @@
                  x += down(silu(gate(norm(x))) · up(norm(x)))  or the mixture of experts
     logits = head(norm(x))
 
-What differs between the families is data (ModelSpec), not code.
+What differs between the families is data (ModelSpec), not code. With several ranks, each holds its share of every
+matrix (runtime.model.group); what is called here is then the shared layer, sums included.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.model.checkpoint import Checkpoint
+from runtime.model.checkpoint import Checkpoint, Columns, Part, Rows
+from runtime.model.group import ALONE, Group, Share
 from runtime.model.rope import rope_table
 from runtime.model_spec import ModelSpec, MoeSpec
 from runtime.ops.batch import Batch
@@ -28,7 +30,7 @@ Mlp = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights of one layer, ready to call."""
+    """Weights of one layer, ready to call. N and K count the heads of this rank."""
 
     input_norm: Tensor  # [H]
     qkv: Linear  # H → (N + 2K)·D
@@ -47,27 +49,29 @@ class Decoder:
         ops: Ops,
         layers: list[Layer],
         *,
-        embedding: Tensor,
+        embed: Linear,
         final_norm: Tensor,
         head: Linear,
+        num_kv_heads: int,
         max_model_len: int,
     ) -> None:
         self.spec = spec
         self.ops = ops
         self.layers = layers
-        self.embedding = embedding
+        self.embed = embed
         self.final_norm = final_norm
         self.head = head
-        self.rope_table = rope_table(spec, max_model_len).to(embedding.device)
+        self.num_kv_heads = num_kv_heads  # of this rank
+        self.rope_table = rope_table(spec, max_model_len).to(final_norm.device)
         self.scale = spec.head_dim**-0.5
 
     def forward(self, batch: Batch, caches: list[Tensor]) -> Tensor:
-        """Logits [S, V] in float32 of the tokens in `batch.samples`.
+        """Logits [S, V] in float32 of the tokens in `batch.samples`; on ranks other than 0, their share of them.
 
         `caches` holds one tensor [2, blocks, block_size, K, D] per layer.
         """
         ops, eps = self.ops, self.spec.rms_eps
-        residual = F.embedding(batch.tokens, self.embedding)
+        residual = self.embed(batch.tokens)
         x = ops.rms_norm(residual, self.layers[0].input_norm, eps)
         last = len(self.layers) - 1
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
@@ -90,24 +94,26 @@ def load_decoder(
     device: torch.device,
     dtype: torch.dtype,
     max_model_len: int,
+    group: Group = ALONE,
 ) -> Decoder:
-    """Streams the checkpoint into a Decoder: beside the weights so far, memory holds one layer's newest matrix.
+    """Streams this rank's share of the checkpoint into a Decoder: beside the weights so far, memory holds one layer's
+    newest matrix.
 
     Raises CheckpointError when a tensor is missing, has another shape, or has no place in the model.
     """
-    take = _Taker(checkpoint, device, dtype)
-    hidden, vocab = spec.hidden_size, spec.vocab_size
-    embedding = take("model.embed_tokens.weight", vocab, hidden)
-    layers = [_load_layer(spec, take, ops, f"model.layers.{i}.") for i in range(spec.num_layers)]
-    final_norm = take("model.norm.weight", hidden)
-    head = embedding if spec.tie_embeddings else take("lm_head.weight", vocab, hidden)
+    load = _Loader(spec, checkpoint, ops, device, dtype, group, Share.of(spec, group))
+    embedding = load.vocabulary("model.embed_tokens.weight")
+    layers = [load.layer(f"model.layers.{i}.") for i in range(spec.num_layers)]
+    final_norm = load.take("model.norm.weight", spec.hidden_size)
+    head = embedding if spec.tie_embeddings else load.vocabulary("lm_head.weight")
     decoder = Decoder(
         spec,
         ops,
         layers,
-        embedding=embedding,
+        embed=load.lookup(embedding),
         final_norm=final_norm,
-        head=ops.pack_linear(head, None),
+        head=load.logits(head),
+        num_kv_heads=load.share.num_kv_heads,
         max_model_len=max_model_len,
     )
     checkpoint.close(ignore=("lm_head.weight",) if spec.tie_embeddings else ())
@@ -115,78 +121,112 @@ def load_decoder(
 
 
 @dataclass(frozen=True, slots=True)
-class _Taker:
+class _Loader:
+    """Names and shapes of the checkpoint, and the part of each that this rank holds."""
+
+    spec: ModelSpec
     checkpoint: Checkpoint
+    ops: Ops
     device: torch.device
     dtype: torch.dtype
+    group: Group
+    share: Share
 
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        return self.checkpoint.take(name, shape, self.dtype).to(self.device)
+    def take(self, name: str, *shape: int, part: Part | None = None) -> Tensor:
+        return self.checkpoint.take(name, shape, self.dtype, part).to(self.device)
 
-    def stacked(self, names: list[str], rows: list[int], *tail: int) -> Tensor:
+    def layer(self, prefix: str) -> Layer:
+        spec, attn = self.spec, prefix + "self_attn."
+        hidden = spec.hidden_size
+        parts = [
+            (attn + "q_proj", spec.q_size, self.share.q),
+            (attn + "k_proj", spec.kv_size, self.share.kv),
+            (attn + "v_proj", spec.kv_size, self.share.kv),
+        ]
+        qk_norms = None
+        if spec.qk_norm:
+            dim = spec.head_dim
+            qk_norms = (self.take(attn + "q_norm.weight", dim), self.take(attn + "k_norm.weight", dim))
+        return Layer(
+            input_norm=self.take(prefix + "input_layernorm.weight", hidden),
+            qkv=self._shared_outputs(parts, hidden, bias=spec.qkv_bias),
+            qk_norms=qk_norms,
+            o=self._shared_inputs(attn + "o_proj", spec.q_size, self.share.q, bias=spec.o_bias),
+            mlp_norm=self.take(prefix + "post_attention_layernorm.weight", hidden),
+            mlp=self._moe(spec.moe, prefix + "mlp.") if spec.moe else self._mlp(prefix + "mlp."),
+        )
+
+    def vocabulary(self, name: str) -> Tensor:
+        """Rows of the embedding or of the head; those past the vocabulary are zeros."""
+        spec, span = self.spec, self.share.vocab
+        known = range(min(span.start, spec.vocab_size), min(span.stop, spec.vocab_size))
+        rows = self.take(name, spec.vocab_size, spec.hidden_size, part=Rows(known))
+        return rows if len(known) == len(span) else F.pad(rows, (0, 0, 0, len(span) - len(known)))
+
+    def lookup(self, embedding: Tensor) -> Linear:
+        """tokens [T] → [T, H]. A token outside this rank's rows adds zeros to the sum over the ranks."""
+        if self.group.size == 1:
+            return lambda tokens: F.embedding(tokens, embedding)
+        first, count = self.share.vocab.start, len(self.share.vocab)
+
+        def own_rows(tokens: Tensor) -> Tensor:
+            index = tokens - first
+            other = (index < 0) | (index >= count)
+            return F.embedding(index.masked_fill(other, 0), embedding).masked_fill(other[:, None], 0)
+
+        return self.group.reduced(own_rows)
+
+    def logits(self, head: Tensor) -> Linear:
+        """[S, H] → [S, V] on rank 0, without the padding of the vocabulary."""
+        own = self.ops.pack_linear(head, None)
+        if self.group.size == 1:
+            return own
+        return lambda x: self.group.gather(own(x))[:, : self.spec.vocab_size]
+
+    def _shared_outputs(self, parts: list[tuple[str, int, range]], in_size: int, *, bias: bool) -> Linear:
+        """Layers [(name, rows, rows of this rank)] in one."""
+        return self.ops.pack_linear(
+            self._stacked(".weight", parts, in_size), self._stacked(".bias", parts) if bias else None
+        )
+
+    def _shared_inputs(self, name: str, in_size: int, span: range, *, bias: bool) -> Linear:
+        """A layer back to the hidden size, summed over the ranks; the bias is added once."""
+        hidden = self.spec.hidden_size
+        weight = self.take(f"{name}.weight", hidden, in_size, part=Columns(span))
+        added = self.take(f"{name}.bias", hidden) if bias else None
+        return self.group.reduced(self.ops.pack_linear(weight, added if self.group.rank == 0 else None))
+
+    def _stacked(self, suffix: str, parts: list[tuple[str, int, range]], *tail: int) -> Tensor:
         """Several tensors in one, along the first dimension, read one at a time."""
-        out = torch.empty(sum(rows), *tail, device=self.device, dtype=self.dtype)
+        out = torch.empty(sum(len(span) for _, _, span in parts), *tail, device=self.device, dtype=self.dtype)
         start = 0
-        for name, count in zip(names, rows, strict=True):
-            out[start : start + count] = self(name, count, *tail)
-            start += count
+        for name, rows, span in parts:
+            out[start : start + len(span)] = self.take(name + suffix, rows, *tail, part=Rows(span))
+            start += len(span)
         return out
 
+    def _mlp(self, prefix: str) -> Mlp:
+        hidden, inner, span = self.spec.hidden_size, self.spec.intermediate_size, self.share.inner
+        parts = [(prefix + name, inner, span) for name in ("gate_proj", "up_proj")]
+        gate_up = self._shared_outputs(parts, hidden, bias=self.spec.mlp_bias)
+        down = self._shared_inputs(prefix + "down_proj", inner, span, bias=self.spec.mlp_bias)
+        silu_mul = self.ops.silu_mul
+        return lambda x: down(silu_mul(gate_up(x)))
 
-def _load_layer(spec: ModelSpec, take: _Taker, ops: Ops, prefix: str) -> Layer:
-    hidden = spec.hidden_size
-    attn = prefix + "self_attn."
-    parts = [attn + name for name in ("q_proj", "k_proj", "v_proj")]
-    rows = [spec.q_size, spec.kv_size, spec.kv_size]
-    qkv_bias = take.stacked([f"{p}.bias" for p in parts], rows) if spec.qkv_bias else None
-    qk_norms = None
-    if spec.qk_norm:
-        qk_norms = (take(attn + "q_norm.weight", spec.head_dim), take(attn + "k_norm.weight", spec.head_dim))
-    return Layer(
-        input_norm=take(prefix + "input_layernorm.weight", hidden),
-        qkv=ops.pack_linear(take.stacked([f"{p}.weight" for p in parts], rows, hidden), qkv_bias),
-        qk_norms=qk_norms,
-        o=ops.pack_linear(
-            take(attn + "o_proj.weight", hidden, spec.q_size),
-            take(attn + "o_proj.bias", hidden) if spec.o_bias else None,
-        ),
-        mlp_norm=take(prefix + "post_attention_layernorm.weight", hidden),
-        mlp=_load_moe(spec, spec.moe, take, ops, prefix + "mlp.")
-        if spec.moe
-        else _load_mlp(spec, take, ops, prefix + "mlp."),
-    )
-
-
-def _load_mlp(spec: ModelSpec, take: _Taker, ops: Ops, prefix: str) -> Mlp:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    parts = [prefix + "gate_proj", prefix + "up_proj"]
-    gate_up = ops.pack_linear(
-        take.stacked([f"{p}.weight" for p in parts], [inner, inner], hidden),
-        take.stacked([f"{p}.bias" for p in parts], [inner, inner]) if spec.mlp_bias else None,
-    )
-    down = ops.pack_linear(
-        take(prefix + "down_proj.weight", hidden, inner),
-        take(prefix + "down_proj.bias", hidden) if spec.mlp_bias else None,
-    )
-
-    def mlp(x: Tensor) -> Tensor:
-        return down(ops.silu_mul(gate_up(x)))
-
-    return mlp
-
-
-def _load_moe(spec: ModelSpec, moe: MoeSpec, take: _Taker, ops: Ops, prefix: str) -> Mlp:
-    hidden, inner, count = spec.hidden_size, moe.intermediate_size, moe.num_experts
-    router = take(prefix + "gate.weight", count, hidden)
-    gate_up = torch.empty(count, 2 * inner, hidden, device=take.device, dtype=take.dtype)
-    down = torch.empty(count, hidden, inner, device=take.device, dtype=take.dtype)
-    for expert in range(count):
-        part = f"{prefix}experts.{expert}."
-        gate_up[expert, :inner] = take(part + "gate_proj.weight", inner, hidden)
-        gate_up[expert, inner:] = take(part + "up_proj.weight", inner, hidden)
-        down[expert] = take(part + "down_proj.weight", hidden, inner)
-
-    def mlp(x: Tensor) -> Tensor:
-        return ops.moe(x, router, gate_up, down, moe.top_k, moe.norm_topk_prob)
-
-    return mlp
+    def _moe(self, moe: MoeSpec, prefix: str) -> Mlp:
+        hidden, inner, own = self.spec.hidden_size, moe.intermediate_size, self.share.experts
+        router = self.take(prefix + "gate.weight", moe.num_experts, hidden)
+        gate_up = torch.empty(len(own), 2 * inner, hidden, device=self.device, dtype=self.dtype)
+        down = torch.empty(len(own), hidden, inner, device=self.device, dtype=self.dtype)
+        for expert in range(moe.num_experts):
+            part = f"{prefix}experts.{expert}."
+            if expert not in own:
+                for name in ("gate_proj", "up_proj", "down_proj"):
+                    self.checkpoint.leave(f"{part}{name}.weight")
+                continue
+            at = expert - own.start
+            gate_up[at, :inner] = self.take(part + "gate_proj.weight", inner, hidden)
+            gate_up[at, inner:] = self.take(part + "up_proj.weight", inner, hidden)
+            down[at] = self.take(part + "down_proj.weight", hidden, inner)
+        run = self.ops.moe
+        return self.group.reduced(lambda x: run(x, router, gate_up, down, moe.top_k, moe.norm_topk_prob, own.start))

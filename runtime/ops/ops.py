@@ -27,7 +27,7 @@ class Ops:
     silu_mul: Callable[[Tensor], Tensor]
     rope_write: RopeWrite
     attention: Callable[[Tensor, Tensor, Batch, float], Tensor]
-    moe: Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]
+    moe: Callable[[Tensor, Tensor, Tensor, Tensor, int, bool, int], Tensor]
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:

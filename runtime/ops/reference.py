@@ -91,18 +91,21 @@ def attention(query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tenso
     return out
 
 
-def moe(x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int, norm_topk: bool) -> Tensor:
-    """Sparse MLP of x [T, H]: router [E, H], gate_up [E, 2·I, H], down [E, H, I]; returns [T, H].
+def moe(
+    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int, norm_topk: bool, first: int = 0
+) -> Tensor:
+    """Sparse MLP of x [T, H]: router [E, H], gate_up [e, 2·I, H], down [e, H, I]; returns [T, H].
 
-    Softmax over all experts in float32, then top-k; `norm_topk` makes the chosen weights sum to 1.
+    Softmax over all E experts in float32, then top-k; `norm_topk` makes the chosen weights sum to 1. What is returned
+    is the part of the experts that are here, which are the e from `first` on.
     """
     weights, experts = torch.topk(F.linear(x, router).float().softmax(-1), top_k, dim=-1)
     if norm_topk:
         weights = weights / weights.sum(-1, keepdim=True)
     weights = weights.to(x.dtype)
     out = torch.zeros_like(x)
-    for expert in sorted(set(experts.flatten().tolist())):
+    for expert in sorted(set(experts.flatten().tolist()).intersection(range(first, first + len(down)))):
         token, choice = (experts == expert).nonzero(as_tuple=True)
-        y = F.linear(silu_mul(F.linear(x[token], gate_up[expert])), down[expert])
+        y = F.linear(silu_mul(F.linear(x[token], gate_up[expert - first])), down[expert - first])
         out.index_add_(0, token, y * weights[token, choice, None])
     return out

@@ -65,8 +65,13 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 def save(name: str, folder: Path, *, shard: str = "5GB") -> PreTrainedModel:
     """Writes the checkpoint `name` into `folder`; returns transformers' own model of it, in float32."""
+    return save_config(CONFIGS[name](), folder, shard=shard)
+
+
+def save_config(config: PretrainedConfig, folder: Path, *, shard: str = "5GB") -> PreTrainedModel:
+    """As `save`, of any shape."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         # Wide enough that the greedy token is clear, and norms and biases that are not the identity.
         mean = 1.0 if parameter.dim() == 1 else 0.0

@@ -65,7 +65,7 @@ def test_a_tensor_that_has_no_place_is_named(folder: Path) -> None:
 
 def test_integer_weights_are_refused(folder: Path) -> None:
     change_tensors(folder, {"model.norm.weight": torch.ones(64, dtype=torch.int8)})
-    with pytest.raises(CheckpointError, match=r"dtype torch\.int8"):
+    with pytest.raises(CheckpointError, match="dtype I8"):
         load(folder)
 
 

@@ -1,0 +1,183 @@
+"""A model that several ranks hold says what it says on one: tokens, log-probabilities and logits, in float32."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from runtime.engine.blocks import BlockPool
+from runtime.engine.runner import Runner
+from runtime.engine.scheduler import Row, Scheduler
+from runtime.engine.sequence import Sequence
+from runtime.ipc import Sampling
+from runtime.model.checkpoint import read_model_spec
+from runtime.model.group import Group, Share
+from runtime.ops.sampling import Sample
+from tests.lab import checkpoints
+from tests.runtime.model.rank_host import BLOCK, MAX_MODEL_LEN, Ranks, load, ranks
+
+NEW_TOKENS = 10
+LIKE_THE_DEMO = LlamaConfig(
+    vocab_size=250,  # 3 ranks hold 128, 122 and 0 rows of it
+    hidden_size=72,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+    bos_token_id=None,
+    eos_token_id=None,
+)
+SPLITS = [
+    ("demo-like", 3),
+    *[(name, 2) for name in checkpoints.CONFIGS],
+    *[(name, 4) for name in checkpoints.CONFIGS],  # more ranks than KV heads
+]
+
+
+class Case:
+    """One checkpoint, some requests, and what one rank answers."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder = folder
+        if name == "demo-like":
+            checkpoints.save_config(LIKE_THE_DEMO, folder, shard="100KB")
+        else:
+            checkpoints.save(name, folder, shard="100KB")
+        rng = random.Random(name)
+        shared = [rng.randrange(250) for _ in range(40)]
+        prompts = [[rng.randrange(250) for _ in range(length)] for length in (1, 15, 16, 17, 33, 70)]
+        prompts += [[*shared, 1, 2, 3], [*shared, 4, 5]]
+        greedy = Sampling(NEW_TOKENS, temperature=0, ignore_eos=True, logprobs=5)
+        drawn = [
+            Sampling(NEW_TOKENS, temperature=0.9, top_p=0.9, seed=seed, ignore_eos=True, logprobs=2)
+            for seed in range(len(prompts))
+        ]
+        self.requests = [(prompt, greedy) for prompt in prompts] + list(zip(prompts, drawn, strict=True))
+        self.alone = load(folder)
+        self.expected, _ = serve(self.alone, self.requests)
+
+
+def serve(
+    runner: Runner, requests: list[tuple[list[int], Sampling]], *, blocks: int = 200, budget: int = 256, seats: int = 16
+) -> tuple[list[list[Sample]], Scheduler]:
+    """The samples of every request, all submitted together."""
+    runner.allocate(blocks)
+    scheduler = Scheduler(
+        BlockPool(blocks, BLOCK), max_model_len=MAX_MODEL_LEN, max_num_seqs=seats, max_batched_tokens=budget
+    )
+    found: dict[str, list[Sample]] = {str(number): [] for number in range(len(requests))}
+    for number, (prompt, sampling) in enumerate(requests):
+        scheduler.add(Sequence(str(number), prompt, sampling))
+    while scheduler.has_work:
+        rows = scheduler.plan()
+        samples = runner.step(rows)
+        scheduler.apply(rows, [sample.token for sample in samples])
+        for row, sample in zip([row for row in rows if row.samples], samples, strict=True):
+            found[row.seq.id].append(sample)
+            if row.seq.finish_reason(frozenset(), MAX_MODEL_LEN):
+                scheduler.finish(row.seq)
+    scheduler.check()
+    return list(found.values()), scheduler
+
+
+def tokens(answers: list[list[Sample]]) -> list[list[int]]:
+    return [[sample.token for sample in answer] for answer in answers]
+
+
+@torch.inference_mode()
+def logits(runner: Runner, prompt: list[int]) -> torch.Tensor:
+    """[1, V] after `prompt`."""
+    runner.allocate(12)
+    request = Sequence("", prompt, Sampling(1))
+    request.blocks = list(range(1, 1 + -(-len(prompt) // BLOCK)))
+    return runner.logits([Row(request, 0, len(prompt), samples=True)])
+
+
+@pytest.fixture(scope="module")
+def rank_sets() -> Iterator[Callable[[int], Ranks]]:
+    """Ranks by their number. One set lives at a time, as torch has one default group."""
+    with ExitStack() as living:
+        sets: dict[int, Ranks] = {}
+
+        def of(size: int) -> Ranks:
+            if size not in sets:
+                living.close()
+                sets.clear()
+                sets[size] = living.enter_context(ranks(size))
+            return sets[size]
+
+        yield of
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    return functools.cache(lambda name: Case(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="module", params=SPLITS, ids=lambda split: f"{split[0]}-on-{split[1]}")
+def split(
+    request: pytest.FixtureRequest, rank_sets: Callable[[int], Ranks], cases: Callable[[str], Case]
+) -> Iterator[tuple[Case, Runner]]:
+    """A case, and its model held by several ranks."""
+    name, size = request.param
+    case = cases(name)
+    with rank_sets(size).serve(case.folder) as runner:
+        yield case, runner
+
+
+def test_tokens_and_log_probabilities_are_those_of_one_rank(split: tuple[Case, Runner]) -> None:
+    case, runner = split
+    found, _ = serve(runner, case.requests)
+    assert tokens(found) == tokens(case.expected)
+    for one, many in zip(chain(*case.expected), chain(*found), strict=True):
+        assert one.logprobs is not None
+        assert many.logprobs is not None
+        assert many.logprobs.chosen == pytest.approx(one.logprobs.chosen, abs=1e-4)
+        assert many.logprobs.rank == one.logprobs.rank
+        assert [value for _, value in many.logprobs.top] == pytest.approx(
+            [value for _, value in one.logprobs.top], abs=1e-4
+        )
+
+
+def test_logits_are_those_of_one_rank_and_cover_the_vocabulary(split: tuple[Case, Runner]) -> None:
+    case, runner = split
+    prompt = case.requests[5][0]
+    torch.testing.assert_close(logits(runner, prompt), logits(case.alone, prompt), atol=1e-4, rtol=0)
+
+
+def test_chunks_and_preemption_change_nothing(split: tuple[Case, Runner]) -> None:
+    case, runner = split
+    found, scheduler = serve(runner, case.requests, blocks=14, budget=24)
+    assert scheduler.preemptions > 0
+    assert tokens(found) == tokens(case.expected)
+
+
+def test_a_prefix_cache_hit_changes_nothing(split: tuple[Case, Runner]) -> None:
+    case, runner = split
+    shared = case.requests[6:8]
+    found, scheduler = serve(runner, shared, seats=1)
+    assert scheduler.prefix_hits >= 2 * BLOCK
+    assert tokens(found) == tokens(case.expected[6:8])
+
+
+@pytest.mark.parametrize(("name", "size"), SPLITS)
+def test_every_weight_is_held_by_some_rank_and_only_kv_heads_by_several(
+    name: str, size: int, cases: Callable[[str], Case]
+) -> None:
+    spec = read_model_spec(cases(name).folder)
+    shares = [Share.of(spec, Group(rank, size)) for rank in range(size)]
+    whole = Share.of(spec, Group())
+    for part in ("q", "inner", "experts"):
+        assert [*chain(*(getattr(share, part) for share in shares))] == [*getattr(whole, part)]
+    assert {*chain(*(share.kv for share in shares))} == {*whole.kv}
+    assert {*chain(*(share.vocab for share in shares))} >= {*whole.vocab}
