@@ -29,13 +29,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return invoke
 
 
-def test_the_seed_command_fits(run: Run) -> None:
+def test_the_seed_command_fits_and_can_be_started(run: Run) -> None:
     words = "--cloud alicloud --instance-type ecs.gn7i-4x.16xlarge --model Qwen/QwQ-32B --max-model-len 8192"
     found = run("plan", *words.split())
     assert found.exit_code == 0
     assert "modelscope:Qwen/QwQ-32B on ecs.gn7i-4x.16xlarge (4×A10): fits" in found.stdout
     assert "$5.85/hour, $140.32/day, $46.77 until the TTL" in found.stdout
-    assert "not yet supported" in found.stderr
+    assert "next: deployctl up with the same options" in found.stderr
 
 
 def test_a_type_without_a_known_price_says_so(run: Run) -> None:
@@ -54,7 +54,7 @@ def test_json_is_the_whole_of_stdout(run: Run) -> None:
     assert found.stderr == ""
     assert (plan["fits"], plan["tensor_parallel"], plan["max_model_len"]) == (True, 4, 32768)
     assert plan["cost"]["label"] == "estimate"
-    assert [item["path"] for item in plan["not_yet"]] == ["instance_type"]
+    assert plan["not_yet"] == []
 
 
 def test_a_model_that_does_not_fit_ends_with_4_and_what_would(run: Run) -> None:
