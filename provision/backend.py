@@ -28,9 +28,10 @@ from runtime.mailbox import write_atomic
 
 PROJECT = "deployctl"
 PASSPHRASE_BYTES = 32
+_PULUMI_MODULES = ("pulumi", "pulumi_command", "pulumi_random", "pulumi_tls")
 CLOUD_MODULES = {
-    "aws": ("pulumi", "pulumi_aws", "pulumi_command", "pulumi_random", "pulumi_tls", "boto3"),
-    "alicloud": ("pulumi", "pulumi_alicloud", "pulumi_command", "pulumi_random", "pulumi_tls", "alibabacloud_oss_v2"),
+    "aws": (*_PULUMI_MODULES, "pulumi_aws", "boto3"),
+    "alicloud": (*_PULUMI_MODULES, "pulumi_alicloud", "alibabacloud_oss_v2", "alibabacloud_tea_openapi"),
 }
 _PASSPHRASE_VARIABLES = ("PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE")
 _PROGRAM = '''"""Written by deployctl: runs the Pulumi program of the installed version."""

@@ -37,6 +37,7 @@ def wait_ready(args: GpuVmArgs, vm: GpuVmOutputs, parent: pulumi.Resource) -> Pr
         "--bucket": vm.mailbox,
         "--base-url": vm.endpoint,
         "--release": vm.release,
+        "--instance-id": vm.instance_id,
         "--name": spec.name,
     }
     command = pulumi.Output.all(**values).apply(_wait_command)
