@@ -5,6 +5,8 @@ PYTHON ?= python3
 NAME ?= demo
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# Many tests wait for processes: two at a time, each file in one worker, so that what a file has started is shared by its tests.
+TOGETHER := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help up down test test-all lint types bench gpu-check clean python env-up env-dev
@@ -20,10 +22,10 @@ down: env-up ## stop that endpoint and prove that nothing of it is left
 	@$(BIN)/deployctl down $(NAME)
 
 test: env-dev ## set up, then the tests (without the slow ones)
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) $(TOGETHER) -m "not slow and not gpu"
 
 test-all: env-dev ## every test that needs no GPU
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) $(TOGETHER) -m "not gpu"
 
 lint: env-dev ## ruff: rules and format
 	$(BIN)/ruff check .
