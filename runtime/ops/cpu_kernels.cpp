@@ -107,35 +107,21 @@ void rotate(const float* x, const float* cos, const float* sin, float* out, int6
   }
 }
 
-// score[row][0..W) = q[row] · the W keys at `keys`, whose element d lies `stride` floats after element d - 1.
-void scores(const float* q, const float* keys, int64_t stride, float* score, int64_t ld, int64_t rows, int64_t dim) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    vec s0{}, s1{}, s2{}, s3{};
-    const float* a = q + r * dim;
-    for (int64_t d = 0; d < dim; ++d) {
-      const vec k = load(keys + d * stride);
-      s0 += k * a[d];
-      s1 += k * a[dim + d];
-      s2 += k * a[2 * dim + d];
-      s3 += k * a[3 * dim + d];
+// score[row][0..W) = q[row] · the W keys at `keys`, whose element d lies `stride` floats after element d - 1. The sum is
+// taken in the same order for any ROWS: a row's numbers must not depend on which rows happen to be beside it.
+template <int ROWS>
+void scores(const float* q, const float* keys, int64_t stride, float* score, int64_t ld, int64_t dim) {
+  vec even[ROWS] = {}, odd[ROWS] = {};
+  int64_t d = 0;
+  for (; d + 2 <= dim; d += 2) {
+    const vec k0 = load(keys + d * stride), k1 = load(keys + (d + 1) * stride);
+    for (int r = 0; r < ROWS; ++r) {
+      even[r] += k0 * q[r * dim + d];
+      odd[r] += k1 * q[r * dim + d + 1];
     }
-    store(score + r * ld, s0);
-    store(score + (r + 1) * ld, s1);
-    store(score + (r + 2) * ld, s2);
-    store(score + (r + 3) * ld, s3);
   }
-  for (; r < rows; ++r) {
-    vec even{}, odd{};
-    const float* a = q + r * dim;
-    int64_t d = 0;
-    for (; d + 2 <= dim; d += 2) {
-      even += load(keys + d * stride) * a[d];
-      odd += load(keys + (d + 1) * stride) * a[d + 1];
-    }
-    if (d < dim) even += load(keys + d * stride) * a[d];
-    store(score + r * ld, even + odd);
-  }
+  for (int r = 0; d < dim && r < ROWS; ++r) even[r] += load(keys + d * stride) * q[r * dim + d];
+  for (int r = 0; r < ROWS; ++r) store(score + r * ld, even[r] + odd[r]);
 }
 
 // acc[row] += Σ_key p[row][key] · value[key], for `count` keys
@@ -230,7 +216,12 @@ void attend(const Attention& a, int64_t request, int64_t kv_head, int64_t first,
       const int64_t head = (block * a.kv_heads + kv_head) * head_floats;
       for (int64_t i = 0; i < n * dim; i += W) __builtin_prefetch(a.values + head + offset * dim + i);
       if (key + n < seen) prefetch_keys(a, table[(key + n) / a.block_size], kv_head);
-      scores(q, a.keys + head + offset, a.block_size, score + used * W, CHUNK, rows, dim);
+      const float* key_vectors = a.keys + head + offset;
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4)
+        scores<4>(q + r * dim, key_vectors, a.block_size, score + r * CHUNK + used * W, CHUNK, dim);
+      for (; r < rows; ++r)
+        scores<1>(q + r * dim, key_vectors, a.block_size, score + r * CHUNK + used * W, CHUNK, dim);
       pieces[used++] = {a.values + head + offset * dim, key, n};
       key += n;
     }

@@ -162,6 +162,29 @@ def test_a_row_of_a_linear_layer_does_not_depend_on_its_neighbours(kernels: CpuK
     assert all(torch.equal(linear(x[i : i + 1])[0], together[i]) for i in range(40))
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (2, 1), (9, 3), (8, 2), (5, 1)])
+def test_a_tokens_attention_does_not_depend_on_the_chunk_it_runs_in(
+    kernels: CpuKernels, heads: int, kv_heads: int
+) -> None:
+    context, dim, block_size = 70, 16, 16
+    whole, blocks = make_batch([(context, context)], block_size)
+    cache = torch.randn(2, blocks, block_size, kv_heads, dim)
+    query = torch.randn(context, heads, dim)
+    expected = kernels.attention(query, cache, whole, 0.25)
+    for chunk in (1, 3, 7):
+        pieces = []
+        for start in range(0, context, chunk):
+            count = min(chunk, context - start)
+            piece = replace(
+                whole,
+                starts=torch.tensor([0, count], dtype=torch.int32),
+                contexts=torch.tensor([start + count], dtype=torch.int32),
+                rows=((count, start + count),),
+            )
+            pieces.append(kernels.attention(query[start : start + count], cache, piece, 0.25))
+        assert torch.equal(torch.cat(pieces), expected)
+
+
 def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     ops = cpu.cpu_ops()
