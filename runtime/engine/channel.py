@@ -15,9 +15,10 @@ class Kind(IntEnum):
 
     LOADING = 0  # rank → driver: it still loads
     LOADED = 1  # rank → driver: ready to join the group
-    ALLOCATE = 2  # driver → rank: make a KV pool of this many blocks
-    MEASURE = 3  # driver → rank: how many KV blocks fit your GPU? The answer is of the same kind
-    STEP = 4  # driver → rank: run this (runtime.engine.step)
+    JOIN = 2  # driver → rank: all have loaded
+    ALLOCATE = 3  # driver → rank: make a KV pool of this many blocks
+    MEASURE = 4  # driver → rank: how many KV blocks fit your GPU? The answer is of the same kind
+    STEP = 5  # driver → rank: run this (runtime.engine.step)
 
 
 class Channel:

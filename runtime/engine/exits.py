@@ -27,21 +27,21 @@ class ConfigError(ValueError):
         self.hint = hint
 
 
-def exit_code(serve: Callable[[], None]) -> int:
-    """Runs `serve`; returns 0 or 78. Ends the process with 70 when something breaks."""
+def run_to_end(serve: Callable[[], None]) -> None:
+    """Runs `serve`. What it raises ends the process, here and now: other threads and ranks must not have the last
+    word on the status."""
     try:
         serve()
     except ConfigError as error:
-        return _bad_config(str(error), error.hint)
+        _give_up(str(error), error.hint)
     except (UnsupportedModelError, CheckpointError) as error:
-        return _bad_config(str(error), "choose another model, or repair the folder")
+        _give_up(str(error), "choose another model, or repair the folder")
     except OutOfMemoryError as error:
-        return _bad_config(str(error), "set a smaller kv_cache_gib, max_model_len or max_num_seqs")
+        _give_up(str(error), "set a smaller kv_cache_gib, max_model_len or max_num_seqs")
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(CRASHED)
-    return 0
 
 
 def crash(reason: str) -> None:
@@ -50,6 +50,6 @@ def crash(reason: str) -> None:
     os._exit(CRASHED)
 
 
-def _bad_config(reason: str, hint: str) -> int:
+def _give_up(reason: str, hint: str) -> None:
     print(f"error: {reason} | hint: {hint}", file=sys.stderr, flush=True)
-    return BAD_CONFIG
+    os._exit(BAD_CONFIG)

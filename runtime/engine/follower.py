@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from runtime.engine.channel import Channel, Kind
-from runtime.engine.exits import exit_code
+from runtime.engine.exits import run_to_end
 from runtime.engine.load import load_runner, read_release
 from runtime.engine.memory import gpu_pool
 from runtime.engine.runner import Runner
@@ -20,10 +20,11 @@ from runtime.model.group import Group, join
 
 
 def run(release_dir: Path, rank: int, channel: Channel, rendezvous: Path) -> int:
-    """Serves the driver until it ends. Returns the exit code; ends the process with 70 when something breaks."""
+    """Serves the driver until it ends, or ends the process with 70 or 78."""
     logging.basicConfig(level=logging.INFO, format=f"%(levelname)s rank {rank}: %(message)s", stream=sys.stderr)
     faulthandler.enable()
-    return exit_code(lambda: _serve(release_dir, rank, channel, rendezvous))
+    run_to_end(lambda: _serve(release_dir, rank, channel, rendezvous))
+    return 0
 
 
 def _serve(release_dir: Path, rank: int, channel: Channel, rendezvous: Path) -> None:
@@ -31,6 +32,7 @@ def _serve(release_dir: Path, rank: int, channel: Channel, rendezvous: Path) -> 
     group = Group(rank, release.options.tensor_parallel)
     runner = load_runner(release, group, lambda _share: channel.send(Kind.LOADING))
     channel.send(Kind.LOADED)
+    channel.receive()  # JOIN, once the slowest has loaded
     join(group, runner.device, rendezvous)
     follow(runner, channel, release.options.gpu_memory_utilization)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def open_device(options: EngineOptions, group: Group) -> tuple[torch.device, tor
 
 
 def load_runner(
-    release: Release, group: Group, on_share: Callable[[float], None], others: Sequence[Channel] = ()
+    release: Release, group: Group, on_share: Callable[[float], None], others: tuple[Channel, ...] = ()
 ) -> Runner:
     """Loads this rank's share of the weights; tells the share of bytes done, now and then, in (0, 1]."""
     options = release.options

@@ -21,7 +21,8 @@ import torch
 
 from runtime.deployment import Deployment, EngineOptions
 from runtime.engine.blocks import BlockPool
-from runtime.engine.exits import ConfigError, exit_code
+from runtime.engine.channel import Kind
+from runtime.engine.exits import ConfigError, run_to_end
 from runtime.engine.grammar import Grammars
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.load import Release, load_runner, open_device, read_release
@@ -39,17 +40,19 @@ REHEARSAL_TOKENS = 128
 REHEARSALS = 3
 GPU_CHUNK_TOKENS = (2048, 8192)  # cards below and from 40 GiB
 MIN_HANG_S = 5.0
+RANKS_POLL_S = 0.2
 LOADED_PERCENT = 90.0  # of the start; the rest is the rehearsal
 
 log = logging.getLogger("engine")
 
 
 def run(release_dir: Path, run_dir: Path) -> int:
-    """Serves the release until SIGTERM. Returns the exit code; ends the process with 70 when something breaks."""
+    """Serves the release until SIGTERM, or ends the process with 70 or 78."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     faulthandler.enable()
     signal.signal(signal.SIGTERM, _exit_at_once)
-    return exit_code(lambda: _serve(release_dir, run_dir))
+    run_to_end(lambda: _serve(release_dir, run_dir))
+    return 0
 
 
 def serve_waiting(link: ServerLink) -> None:
@@ -95,9 +98,18 @@ def _load_with_ranks(release: Release, release_dir: Path, run_dir: Path, link: S
     group = Group(0, release.options.tensor_parallel)
     open_device(release.options, group)  # what cannot work is said before any rank is started
     ranks = start_ranks(group.size, release_dir, run_dir)
-    runner = load_runner(release, group, _progress(link), ranks.channels)
+    tell = _progress(link)
+
+    def both(share: float) -> None:
+        tell(share)
+        ranks.listen(0)
+
+    runner = load_runner(release, group, both, ranks.channels)
     link.send(Progress(LOADED_PERCENT, None, "waiting for the other ranks"))
-    ranks.wait_loaded(lambda: serve_waiting(link))
+    while ranks.loading:
+        serve_waiting(link)
+        ranks.listen(RANKS_POLL_S)
+    runner.tell(Kind.JOIN)
     join(group, runner.device, ranks.rendezvous)
     return runner
 

@@ -11,8 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.engine.channel import Channel, Kind
@@ -20,29 +18,29 @@ from runtime.engine.exits import BAD_CONFIG, crash
 
 FOLDER_PREFIX = "ranks-"  # in the run folder; what an earlier engine left is removed at the next start
 LOAD_STALL_S = 300.0  # a rank that loads nothing for so long hangs
-POLL_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks beside the driver. `rendezvous`: the file through which all find each other."""
+    """The ranks beside the driver. `rendezvous`: the file through which all find each other; `loading`: when each rank
+    that is not ready yet was last heard of."""
 
-    channels: tuple[Channel, ...]
-    rendezvous: Path
+    def __init__(self, channels: tuple[Channel, ...], rendezvous: Path) -> None:
+        self.channels = channels
+        self.rendezvous = rendezvous
+        self.loading = dict.fromkeys(channels, time.monotonic())
 
-    def wait_loaded(self, meanwhile: Callable[[], None]) -> None:
-        """Returns once every rank has loaded. Raises TimeoutError when one moves no more."""
-        loading = {channel: time.monotonic() for channel in self.channels}
-        while loading:
-            meanwhile()
-            for channel in select.select([*loading], [], [], POLL_S)[0]:
-                kind, _ = channel.receive()
-                if kind is Kind.LOADED:
-                    del loading[channel]
-                else:
-                    loading[channel] = time.monotonic()
-            if loading and time.monotonic() - min(loading.values()) > LOAD_STALL_S:
-                raise TimeoutError(f"a rank has loaded nothing for {LOAD_STALL_S:.0f} s")
+    def listen(self, timeout_s: float) -> None:
+        """Takes what ranks say of their loading, waiting up to `timeout_s` for the first. Raises TimeoutError when one
+        moves no more. Call it now and then: a rank that is not heard stops when the socket's buffer is full."""
+        now = time.monotonic()
+        for channel in select.select([*self.loading], [], [], timeout_s)[0]:
+            kind, _ = channel.receive()
+            if kind is Kind.LOADED:
+                del self.loading[channel]
+            else:
+                self.loading[channel] = now
+        if now - min(self.loading.values(), default=now) > LOAD_STALL_S:
+            raise TimeoutError(f"a rank has loaded nothing for {LOAD_STALL_S:.0f} s")
 
 
 def start_ranks(size: int, release_dir: Path, run_dir: Path) -> Ranks:

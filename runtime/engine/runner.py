@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from runtime.engine.blocks import PADDING_BLOCK
 from runtime.engine.channel import Channel, Kind
 from runtime.engine.scheduler import Row
-from runtime.engine.sequence import Sequence as Request
+from runtime.engine.sequence import Sequence
 from runtime.engine.step import INT32, pack_step, unpack_step
 from runtime.ipc import Sampling
 from runtime.model.decoder import Decoder
@@ -34,7 +34,7 @@ class Runner:
         device: torch.device,
         dtype: torch.dtype,
         block_size: int,
-        others: Sequence[Channel] = (),
+        others: tuple[Channel, ...] = (),
     ) -> None:
         self.model = model
         self.device = device
@@ -53,7 +53,7 @@ class Runner:
     def allocate(self, num_blocks: int) -> None:
         """Makes the KV pool, replacing the one before. On a CPU the zeros are written now: a lack of memory
         shows here, not in the middle of a request."""
-        self._tell(Kind.ALLOCATE, array(INT32, [num_blocks]))
+        self.tell(Kind.ALLOCATE, array(INT32, [num_blocks]))
         spec = self.model.spec
         shape = (2, num_blocks, self.block_size, self.model.num_kv_heads, spec.head_dim)
         self.caches = []
@@ -61,7 +61,7 @@ class Runner:
 
     def fewest_blocks(self, blocks: int) -> int:
         """The smallest of `blocks` and what fits the GPUs of the other ranks."""
-        self._tell(Kind.MEASURE)
+        self.tell(Kind.MEASURE)
         return min([blocks, *(array(INT32, bytes(channel.receive()[1]))[0] for channel in self._others)])
 
     @torch.inference_mode()
@@ -78,7 +78,7 @@ class Runner:
     def logits(self, rows: list[Row]) -> Tensor:
         """[S, V] in float32 for the rows that sample, after all ranks have run the step."""
         packed = pack_step(rows, self.block_size)
-        self._tell(Kind.STEP, packed)
+        self.tell(Kind.STEP, packed)
         return self.forward(packed)
 
     def forward(self, packed: array[int] | bytearray) -> Tensor:
@@ -98,11 +98,12 @@ class Runner:
         return time.perf_counter() - begin
 
     def _rehearsed(self, count: int) -> Row:
-        request = Request("", [0] * count, REHEARSED)
+        request = Sequence("", [0] * count, REHEARSED)
         request.blocks = [PADDING_BLOCK] * -(-count // self.block_size)
         return Row(request, 0, count, samples=True)
 
-    def _tell(self, kind: Kind, numbers: array[int] | None = None) -> None:
+    def tell(self, kind: Kind, numbers: array[int] | None = None) -> None:
+        """To every other rank."""
         for channel in self._others:
             channel.send(kind, numbers)
 

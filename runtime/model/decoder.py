@@ -151,9 +151,13 @@ class _Loader:
             input_norm=self.take(prefix + "input_layernorm.weight", hidden),
             qkv=self._shared_outputs(parts, hidden, bias=spec.qkv_bias),
             qk_norms=qk_norms,
-            o=self._shared_inputs(attn + "o_proj", spec.q_size, self.share.q, bias=spec.o_bias),
+            o=self.group.reduced(self._shared_inputs(attn + "o_proj", spec.q_size, self.share.q, bias=spec.o_bias)),
             mlp_norm=self.take(prefix + "post_attention_layernorm.weight", hidden),
-            mlp=self._moe(spec.moe, prefix + "mlp.") if spec.moe else self._mlp(prefix + "mlp."),
+            mlp=self.group.reduced(
+                self._moe(spec.moe, prefix + "mlp.")
+                if spec.moe
+                else self._mlp(prefix + "mlp.", spec.intermediate_size, self.share.inner)
+            ),
         )
 
     def vocabulary(self, name: str) -> Tensor:
@@ -190,11 +194,11 @@ class _Loader:
         )
 
     def _shared_inputs(self, name: str, in_size: int, span: range, *, bias: bool) -> Linear:
-        """A layer back to the hidden size, summed over the ranks; the bias is added once."""
+        """A layer back to the hidden size, to be summed over the ranks: one of them adds the bias."""
         hidden = self.spec.hidden_size
         weight = self.take(f"{name}.weight", hidden, in_size, part=Columns(span))
         added = self.take(f"{name}.bias", hidden) if bias else None
-        return self.group.reduced(self.ops.pack_linear(weight, added if self.group.rank == 0 else None))
+        return self.ops.pack_linear(weight, added if self.group.rank == 0 else None)
 
     def _stacked(self, suffix: str, parts: list[tuple[str, int, range]], *tail: int) -> Tensor:
         """Several tensors in one, along the first dimension, read one at a time."""
@@ -205,28 +209,23 @@ class _Loader:
             start += len(span)
         return out
 
-    def _mlp(self, prefix: str) -> Mlp:
-        hidden, inner, span = self.spec.hidden_size, self.spec.intermediate_size, self.share.inner
+    def _mlp(self, prefix: str, inner: int, span: range) -> Mlp:
         parts = [(prefix + name, inner, span) for name in ("gate_proj", "up_proj")]
-        gate_up = self._shared_outputs(parts, hidden, bias=self.spec.mlp_bias)
+        gate_up = self._shared_outputs(parts, self.spec.hidden_size, bias=self.spec.mlp_bias)
         down = self._shared_inputs(prefix + "down_proj", inner, span, bias=self.spec.mlp_bias)
         silu_mul = self.ops.silu_mul
         return lambda x: down(silu_mul(gate_up(x)))
 
     def _moe(self, moe: MoeSpec, prefix: str) -> Mlp:
-        hidden, inner, own = self.spec.hidden_size, moe.intermediate_size, self.share.experts
-        router = self.take(prefix + "gate.weight", moe.num_experts, hidden)
-        gate_up = torch.empty(len(own), 2 * inner, hidden, device=self.device, dtype=self.dtype)
-        down = torch.empty(len(own), hidden, inner, device=self.device, dtype=self.dtype)
-        for expert in range(moe.num_experts):
-            part = f"{prefix}experts.{expert}."
-            if expert not in own:
+        inner = moe.intermediate_size
+        router = self.ops.pack_linear(self.take(prefix + "gate.weight", moe.num_experts, self.spec.hidden_size), None)
+        experts: dict[int, Mlp] = {}
+        for number in range(moe.num_experts):
+            part = f"{prefix}experts.{number}."
+            if number in self.share.experts:
+                experts[number] = self._mlp(part, inner, range(inner))
+            else:
                 for name in ("gate_proj", "up_proj", "down_proj"):
                     self.checkpoint.leave(f"{part}{name}.weight")
-                continue
-            at = expert - own.start
-            gate_up[at, :inner] = self.take(part + "gate_proj.weight", inner, hidden)
-            gate_up[at, inner:] = self.take(part + "up_proj.weight", inner, hidden)
-            down[at] = self.take(part + "down_proj.weight", hidden, inner)
         run = self.ops.moe
-        return self.group.reduced(lambda x: run(x, router, gate_up, down, moe.top_k, moe.norm_topk_prob, own.start))
+        return lambda x: run(x, router, experts, moe.top_k, moe.norm_topk_prob)

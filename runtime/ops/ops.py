@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ class Ops:
     silu_mul: Callable[[Tensor], Tensor]
     rope_write: RopeWrite
     attention: Callable[[Tensor, Tensor, Batch, float], Tensor]
-    moe: Callable[[Tensor, Tensor, Tensor, Tensor, int, bool, int], Tensor]
+    moe: Callable[[Tensor, Linear, Mapping[int, Linear], int, bool], Tensor]
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:

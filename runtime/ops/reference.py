@@ -5,11 +5,15 @@ Shapes: T tokens, H hidden, N query heads, K key-value heads, D head size, R req
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.ops.batch import Batch
+
+Layer = Callable[[Tensor], Tensor]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -91,21 +95,18 @@ def attention(query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tenso
     return out
 
 
-def moe(
-    x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int, norm_topk: bool, first: int = 0
-) -> Tensor:
-    """Sparse MLP of x [T, H]: router [E, H], gate_up [e, 2·I, H], down [e, H, I]; returns [T, H].
+def moe(x: Tensor, router: Layer, experts: Mapping[int, Layer], top_k: int, norm_topk: bool) -> Tensor:
+    """Sparse MLP of x [T, H]: router [T, H] → [T, E], each expert [t, H] → [t, H]; returns [T, H].
 
-    Softmax over all E experts in float32, then top-k; `norm_topk` makes the chosen weights sum to 1. What is returned
-    is the part of the experts that are here, which are the e from `first` on.
+    Softmax over all E experts in float32, then top-k; `norm_topk` makes the chosen weights sum to 1. `experts` are
+    those that are here, by number; what is returned is their part.
     """
-    weights, experts = torch.topk(F.linear(x, router).float().softmax(-1), top_k, dim=-1)
+    weights, chosen = torch.topk(router(x).float().softmax(-1), top_k, dim=-1)
     if norm_topk:
         weights = weights / weights.sum(-1, keepdim=True)
     weights = weights.to(x.dtype)
     out = torch.zeros_like(x)
-    for expert in sorted(set(experts.flatten().tolist()).intersection(range(first, first + len(down)))):
-        token, choice = (experts == expert).nonzero(as_tuple=True)
-        y = F.linear(silu_mul(F.linear(x[token], gate_up[expert - first])), down[expert - first])
-        out.index_add_(0, token, y * weights[token, choice, None])
+    for number in sorted(experts.keys() & set(chosen.flatten().tolist())):
+        token, choice = (chosen == number).nonzero(as_tuple=True)
+        out.index_add_(0, token, experts[number](x[token]) * weights[token, choice, None])
     return out

@@ -147,6 +147,7 @@ def test_a_server_that_sends_nonsense_is_dropped_and_the_next_one_served(engine:
         ({"dtype": "float8"}, "dtype 'float8' is not one of"),
         ({"device": "tpu"}, "device 'tpu' is not one of cpu, cuda"),
         ({"kv_cache_bytes": 100_000}, "fewer than max_model_len"),
+        ({"kv_cache_bytes": 100_000, "tensor_parallel": 2}, "fewer than max_model_len"),
         ({"kv_cache_bytes": 2**50, "max_num_seqs": 10**9}, "does not fit in the"),
     ],
 )

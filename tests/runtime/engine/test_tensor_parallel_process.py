@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from runtime.ipc import Submit
@@ -74,6 +75,14 @@ def test_it_answers_as_one_rank_would_and_ends_clean(engine: Engine, model: tupl
     engine.process.terminate()
     assert engine.ends(DEADLINE_S)[0] == 0
     until_gone(engine.rank)
+
+
+def test_its_ranks_talk_on_the_loopback_interface_only(engine: Engine) -> None:
+    sockets = [
+        socket for pid in (engine.process.pid, engine.rank) for socket in psutil.Process(pid).net_connections("inet")
+    ]
+    assert sockets
+    assert {socket.laddr.ip for socket in sockets} == {"127.0.0.1"}
 
 
 def test_a_killed_rank_ends_it_at_once_with_70(engine: Engine) -> None:

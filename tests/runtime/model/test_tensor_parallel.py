@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -124,22 +125,28 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     return functools.cache(lambda name: Case(name, tmp_path_factory.mktemp(name)))
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A case whose model several ranks hold, and what they answer."""
+
+    case: Case
+    runner: Runner
+    answers: list[list[Sample]]
+
+
 @pytest.fixture(scope="module", params=SPLITS, ids=lambda split: f"{split[0]}-on-{split[1]}")
 def split(
     request: pytest.FixtureRequest, rank_sets: Callable[[int], Ranks], cases: Callable[[str], Case]
-) -> Iterator[tuple[Case, Runner]]:
-    """A case, and its model held by several ranks."""
+) -> Iterator[Split]:
     name, size = request.param
     case = cases(name)
     with rank_sets(size).serve(case.folder) as runner:
-        yield case, runner
+        yield Split(case, runner, serve(runner, case.requests)[0])
 
 
-def test_tokens_and_log_probabilities_are_those_of_one_rank(split: tuple[Case, Runner]) -> None:
-    case, runner = split
-    found, _ = serve(runner, case.requests)
-    assert tokens(found) == tokens(case.expected)
-    for one, many in zip(chain(*case.expected), chain(*found), strict=True):
+def test_tokens_and_log_probabilities_are_those_of_one_rank(split: Split) -> None:
+    assert tokens(split.answers) == tokens(split.case.expected)
+    for one, many in zip(chain(*split.case.expected), chain(*split.answers), strict=True):
         assert one.logprobs is not None
         assert many.logprobs is not None
         assert many.logprobs.chosen == pytest.approx(one.logprobs.chosen, abs=1e-4)
@@ -149,25 +156,21 @@ def test_tokens_and_log_probabilities_are_those_of_one_rank(split: tuple[Case, R
         )
 
 
-def test_logits_are_those_of_one_rank_and_cover_the_vocabulary(split: tuple[Case, Runner]) -> None:
-    case, runner = split
-    prompt = case.requests[5][0]
-    torch.testing.assert_close(logits(runner, prompt), logits(case.alone, prompt), atol=1e-4, rtol=0)
+def test_logits_are_those_of_one_rank_and_cover_the_vocabulary(split: Split) -> None:
+    prompt = split.case.requests[5][0]
+    torch.testing.assert_close(logits(split.runner, prompt), logits(split.case.alone, prompt), atol=1e-4, rtol=0)
 
 
-def test_chunks_and_preemption_change_nothing(split: tuple[Case, Runner]) -> None:
-    case, runner = split
-    found, scheduler = serve(runner, case.requests, blocks=14, budget=24)
+def test_chunks_and_preemption_change_not_one_bit(split: Split) -> None:
+    found, scheduler = serve(split.runner, split.case.requests, blocks=14, budget=24)
     assert scheduler.preemptions > 0
-    assert tokens(found) == tokens(case.expected)
+    assert found == split.answers
 
 
-def test_a_prefix_cache_hit_changes_nothing(split: tuple[Case, Runner]) -> None:
-    case, runner = split
-    shared = case.requests[6:8]
-    found, scheduler = serve(runner, shared, seats=1)
+def test_a_prefix_cache_hit_changes_not_one_bit(split: Split) -> None:
+    found, scheduler = serve(split.runner, split.case.requests[6:8], seats=1)
     assert scheduler.prefix_hits >= 2 * BLOCK
-    assert tokens(found) == tokens(case.expected[6:8])
+    assert found == split.answers[6:8]
 
 
 @pytest.mark.parametrize(("name", "size"), SPLITS)
