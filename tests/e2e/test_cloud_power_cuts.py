@@ -52,7 +52,6 @@ def test_a_power_cut_at_a_random_point_of_each_phase_is_survived(
             reach(made, phase)
             # The point in time is the test's input, not a wait for something.
             threading.Event().wait(chance.uniform(0, LENGTH_S[phase]))
-            made.guest.follow_reboot()
             made.guest.cut()
             kept += noted(made)
             made.guest.boot()
@@ -68,12 +67,7 @@ def reach(made: Journey, phase: str) -> None:
         made.wait_for("stage 0", lambda _: True)
         return
     later = (*PHASES[PHASES.index(phase) :], "ready")
-
-    def look() -> bool | None:
-        made.guest.follow_reboot()
-        return True if made.phase() in later else None
-
-    made.guest.wait_for(f"phase {phase}", look, 180)
+    made.guest.wait_for(f"phase {phase}", lambda: True if made.phase() in later else None, 180)
 
 
 def shards(made: Journey) -> set[str]:

@@ -164,8 +164,10 @@ class Guest:
             self.boot()
 
     def cut(self) -> None:
-        """Power cut: every process of the guest is gone at once."""
-        os.kill(self._require_leader(), signal.SIGKILL)
+        """Power cut: every process of the guest is gone at once. One that is restarting itself is off anyway."""
+        with contextlib.suppress(ProcessLookupError):
+            if (leader := self.leader) is not None:
+                os.kill(leader, signal.SIGKILL)
         self._reap()
 
     def stop(self) -> None:
@@ -216,9 +218,11 @@ class Guest:
         return self.run("journalctl", "--no-pager", "--output=short-monotonic", *arguments)
 
     def wait_for(self, what: str, look: Callable[[], T | None], timeout_s: float) -> T:
-        """Polls until `look` gives something that is not None; fails at once when the guest ends."""
+        """Polls until `look` gives something that is not None; fails at once when the guest ends. A guest that restarts
+        itself is started again."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
+            self.follow_reboot()
             if not self.is_running:
                 raise RuntimeError(f"the guest ended while waiting for {what}:\n{self.console[-2000:]}")
             found = look()
