@@ -93,11 +93,15 @@ def write_release(folder: Path, model: Path, **options: object) -> Path:
     return folder
 
 
+def engine_argv(release: Path, run: Path) -> list[str]:
+    code = "import sys, pathlib; from runtime.engine.main import run; sys.exit(run(*map(pathlib.Path, sys.argv[1:])))"
+    return [sys.executable, "-c", code, str(release), str(run)]
+
+
 def start(release: Path, run: Path) -> subprocess.Popen[str]:
     run.mkdir(exist_ok=True)
-    code = "import sys, pathlib; from runtime.engine.main import run; sys.exit(run(*map(pathlib.Path, sys.argv[1:])))"
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(release), str(run)],
+        engine_argv(release, run),
         cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

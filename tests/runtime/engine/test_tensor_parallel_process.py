@@ -11,9 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from runtime.agent.logs import LogFile
+from runtime.agent.process import UnitProcess
+from runtime.agent.units import RestartPolicy, UnitSpec
 from runtime.ipc import Submit
 from tests.lab import checkpoints
-from tests.runtime.engine.engine_process import DEADLINE_S, Peer, greedy, start, write_release
+from tests.runtime.engine.engine_process import DEADLINE_S, ROOT, Peer, engine_argv, greedy, start, write_release
 
 STOPPED_S = 5 + 3  # the engine's least deadline for a step, and the watchdog's period
 
@@ -113,3 +116,42 @@ def test_a_killed_driver_takes_its_ranks_along_and_the_next_one_starts_afresh(
     assert len(list(engine.run.glob("ranks-*"))) == 1
     again.process.kill()
     again.process.communicate()
+
+
+@pytest.mark.slow
+def test_the_supervisor_brings_it_back_when_it_has_lost_a_rank(
+    model: tuple[Path, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    run = tmp_path / "run"
+    run.mkdir()
+    argv = engine_argv(write_release(tmp_path / "r1", model[0], tensor_parallel=2), run)
+    unit = UnitProcess(
+        UnitSpec("engine", tuple(argv)),
+        LogFile(tmp_path / "engine.log"),
+        current=tmp_path / "r1",
+        listen_fd=None,
+        policy=RestartPolicy(first_s=0.1),
+    )
+    unit.start()
+    try:
+        Peer(run / "engine.sock").until_ready()
+        assert unit.pid is not None
+        first = unit.pid
+        (rank,) = children(first)
+        os.kill(rank, signal.SIGKILL)
+        deadline = time.monotonic() + DEADLINE_S
+        while unit.pid in (None, first):
+            assert time.monotonic() < deadline, f"not started again: {unit.snapshot()}"
+            unit.reap(time.monotonic())
+            unit.tick(time.monotonic())
+            time.sleep(0.02)
+        assert unit.exit_code == 70
+        peer = Peer(run / "engine.sock")
+        peer.until_ready()
+        peer.send(Submit("a", [1, 2, 3], greedy(12)))
+        assert peer.finish("a")[0] == model[1]
+    finally:
+        unit.kill()
+        while not unit.reap(time.monotonic()):
+            time.sleep(0.02)

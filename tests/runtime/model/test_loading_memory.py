@@ -1,0 +1,52 @@
+"""Loading a share of a model takes the memory of that share, not of the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from tests.lab import checkpoints
+
+ROOT = Path(__file__).parents[3]
+MIB = 2**20
+SLACK = 16 * MIB  # the allocator's, and one matrix while it is packed
+RANKS = 4
+CONFIG = LlamaConfig(
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    bos_token_id=None,
+    eos_token_id=None,
+)
+LOAD = """
+import sys
+from pathlib import Path
+from runtime.model.group import Group
+from tests.runtime.model.rank_host import load
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+before = resident("VmRSS:")
+load(Path(sys.argv[1]), Group(1, int(sys.argv[2])))
+print(resident("VmHWM:") - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_holds_its_share_and_at_most_one_file_while_it_loads(tmp_path: Path) -> None:
+    checkpoints.save_config(CONFIG, tmp_path, shard="20MB")
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
+    argv = [sys.executable, "-c", LOAD, str(tmp_path), str(RANKS)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    limit = sum(sizes) / RANKS + max(sizes) + SLACK
+    assert limit < sum(sizes) * 0.75, "a model this small proves nothing"
+    assert int(done.stdout) < limit
