@@ -100,11 +100,11 @@ def _load_with_ranks(release: Release, release_dir: Path, run_dir: Path, link: S
     ranks = start_ranks(group.size, release_dir, run_dir)
     tell = _progress(link)
 
-    def both(share: float) -> None:
+    def on_share(share: float) -> None:
         tell(share)
         ranks.listen(0)
 
-    runner = load_runner(release, group, both, ranks.channels)
+    runner = load_runner(release, group, on_share, ranks.channels)
     link.send(Progress(LOADED_PERCENT, None, "waiting for the other ranks"))
     while ranks.loading:
         serve_waiting(link)

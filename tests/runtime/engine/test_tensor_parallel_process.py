@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from runtime.agent.logs import LogFile
 from runtime.agent.process import UnitProcess
@@ -24,9 +25,9 @@ STOPPED_S = 5 + 3  # the engine's least deadline for a step, and the watchdog's 
 class Engine:
     """Two ranks, ready to serve."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
+    def __init__(self, model: Path, folder: Path, device: str = "cpu") -> None:
         self.run = folder / "run"
-        self.process = start(write_release(folder / "r1", model, tensor_parallel=2), self.run)
+        self.process = start(write_release(folder / "r1", model, tensor_parallel=2, device=device), self.run)
         self.peer = Peer(self.run / "engine.sock")
         self.peer.until_ready()
         (self.rank,) = children(self.process.pid)
@@ -78,6 +79,16 @@ def test_it_answers_as_one_rank_would_and_ends_clean(engine: Engine, model: tupl
     engine.process.terminate()
     assert engine.ends(DEADLINE_S)[0] == 0
     until_gone(engine.rank)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_two_gpus_it_answers_as_one_rank_would(model: tuple[Path, list[int]], tmp_path: Path) -> None:
+    engine = Engine(model[0], tmp_path, device="cuda")
+    engine.peer.send(Submit("a", [1, 2, 3], greedy(12)))
+    assert engine.peer.finish("a")[0] == model[1]
+    engine.process.terminate()
+    assert engine.ends(DEADLINE_S)[0] == 0
 
 
 def test_its_ranks_talk_on_the_loopback_interface_only(engine: Engine) -> None:

@@ -38,9 +38,11 @@ LIKE_THE_DEMO = LlamaConfig(
     bos_token_id=None,
     eos_token_id=None,
 )
+FAST_ON_2 = ("qwen2", "qwen3-moe")
 SPLITS = [
     ("demo-like", 3),
-    *[(name, 2) for name in checkpoints.CONFIGS],
+    *[(name, 2) for name in FAST_ON_2],
+    *[pytest.param((name, 2), marks=pytest.mark.slow) for name in checkpoints.CONFIGS if name not in FAST_ON_2],
     *[(name, 4) for name in checkpoints.CONFIGS],  # more ranks than KV heads
 ]
 
@@ -134,7 +136,11 @@ class Split:
     answers: list[list[Sample]]
 
 
-@pytest.fixture(scope="module", params=SPLITS, ids=lambda split: f"{split[0]}-on-{split[1]}")
+def described(split: tuple[str, int]) -> str:
+    return f"{split[0]}-on-{split[1]}"
+
+
+@pytest.fixture(scope="module", params=SPLITS, ids=described)
 def split(
     request: pytest.FixtureRequest, rank_sets: Callable[[int], Ranks], cases: Callable[[str], Case]
 ) -> Iterator[Split]:
@@ -173,10 +179,11 @@ def test_a_prefix_cache_hit_changes_not_one_bit(split: Split) -> None:
     assert found == split.answers[6:8]
 
 
-@pytest.mark.parametrize(("name", "size"), SPLITS)
+@pytest.mark.parametrize("share", SPLITS, ids=described)
 def test_every_weight_is_held_by_some_rank_and_only_kv_heads_by_several(
-    name: str, size: int, cases: Callable[[str], Case]
+    share: tuple[str, int], cases: Callable[[str], Case]
 ) -> None:
+    name, size = share
     spec = read_model_spec(cases(name).folder)
     shares = [Share.of(spec, Group(rank, size)) for rank in range(size)]
     whole = Share.of(spec, Group())
