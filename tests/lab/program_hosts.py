@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runtime.agent.child import bound_argv
 from tests.lab.pulumi_model import Ended, Program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,13 +23,13 @@ TIMEOUT_S = 120
 
 @dataclass(frozen=True, slots=True)
 class ProcessHost:
-    """Runs the program in a new interpreter, as Pulumi does."""
+    """Runs the program in a new interpreter, as Pulumi does; it ends with the engine, as it would with Pulumi's."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, program: Program) -> Ended:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", str(HOST), *arguments(program)],
+            bound_argv((sys.executable, "-W", "ignore", str(HOST), *arguments(program))),
             cwd=program.folder,
             env={**environment(program), **self.environment},
             capture_output=True,
