@@ -35,6 +35,8 @@ LIKE_THE_DEMO = LlamaConfig(
     num_key_value_heads=3,
     max_position_embeddings=512,
     tie_word_embeddings=True,
+    attention_bias=True,  # the demo has no biases; only one rank may add those of o and down
+    mlp_bias=True,
     bos_token_id=None,
     eos_token_id=None,
 )
