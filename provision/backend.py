@@ -33,6 +33,7 @@ CLOUD_MODULES = {
     "aws": (*_PULUMI_MODULES, "pulumi_aws", "boto3"),
     "alicloud": (*_PULUMI_MODULES, "pulumi_alicloud", "alibabacloud_oss_v2", "alibabacloud_tea_openapi"),
 }
+PROJECTS_VARIABLE = "DEPLOYCTL_PROJECTS"
 _PASSPHRASE_VARIABLES = ("PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE")
 _PROGRAM = '''"""Written by deployctl: runs the Pulumi program of the installed version."""
 
@@ -113,14 +114,16 @@ def prepare(backend: Backend) -> Path:
 
 
 def project_folder() -> Path:
-    """The checkout's root where a plain `pulumi up` there would run this very Python, else a folder of ours.
+    """The checkout's root where a plain `pulumi up` there would run this very Python, else a folder of ours: below
+    $DEPLOYCTL_PROJECTS where that is set, else below the state folder.
 
     Stack config (Pulumi.<stack>.yaml) lies in it, so it must stay the same from run to run.
     """
+    chosen = os.environ.get(PROJECTS_VARIABLE)
     root = Path(__file__).resolve().parent.parent
-    if (root / "Pulumi.yaml").is_file() and Path(sys.prefix).resolve() == root / ".venv":
+    if not chosen and (root / "Pulumi.yaml").is_file() and Path(sys.prefix).resolve() == root / ".venv":
         return root
-    folder = pulumi_root() / "project"
+    folder = (Path(chosen) if chosen else pulumi_root()) / "project"
     for name, text in (("Pulumi.yaml", project_text(sys.prefix, sys.base_prefix)), ("__main__.py", _PROGRAM)):
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

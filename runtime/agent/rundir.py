@@ -1,7 +1,7 @@
 """The folder of unix sockets of one deployment, and the lock that makes a supervisor the only one.
 
 A unix socket's path may have at most 107 bytes (sun_path), so for a deep state folder `machine/run` is a
-symlink to a private folder under $XDG_RUNTIME_DIR or the system's temporary folder.
+symlink to a private folder under $XDG_RUNTIME_DIR or, where that is deep too, the system's temporary folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LONGEST_NAME = "control.sock"
 def make_run_dir(state: Path) -> Path:
     """Creates `state/run` (mode 0700) or what it links to, and returns the real folder. Safe to repeat."""
     link = state / "run"
-    if len(os.fsencode(link / LONGEST_NAME)) <= MAX_SOCKET_PATH:
+    if _fits(link):
         link.mkdir(mode=0o700, parents=True, exist_ok=True)
         return link
     target = _short_folder(state)
@@ -55,9 +55,16 @@ def lock_state(state: Path) -> int | None:
 
 
 def _short_folder(state: Path) -> Path:
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:12]
-    return Path(base) / f"deployctl-{os.getuid()}-{digest}"
+    name = f"deployctl-{os.getuid()}-{digest}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and _fits(Path(runtime) / name):
+        return Path(runtime) / name
+    return Path(tempfile.gettempdir()) / name
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(folder / LONGEST_NAME)) <= MAX_SOCKET_PATH
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -19,7 +19,7 @@ from runtime.agent.status import Progress
 from runtime.agent.weights import Caches, prepare_weights
 from runtime.agent.worker import WorkerLine
 from runtime.deployment import ModelSource, Weights
-from tests.lab.modelscope_hub import REPO, ModelScopeHub
+from tests.lab.small_modelscope import REPO, ModelScopeHub
 
 BIG = "model.safetensors"
 FILES = {

@@ -85,6 +85,7 @@ def laptop(moto: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lapt
         "AWS_DEFAULT_REGION": REGION,
         "HOME": str(home),
         "XDG_STATE_HOME": str(home / "state"),
+        "DEPLOYCTL_PROJECTS": str(home / "state/deployctl/.pulumi"),  # not the checkout
         "XDG_CACHE_HOME": str(home / "cache"),
         "PATH": f"{command.parent}:/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
