@@ -193,7 +193,8 @@ def watch_agent() -> None:
     steady, end = 0, time.monotonic() + STEADY_WAIT_S
     while steady < STEADY_S:
         if time.monotonic() > end:
-            argv = ["journalctl", "-u", AGENT, "-n", "5", "-o", "cat", "--no-pager"]
+            # Its own words: systemd's "start request repeated too quickly" would hide them.
+            argv = ["journalctl", "-u", AGENT, "-t", "deployctl-runtime", "-n", "5", "-o", "cat", "--no-pager"]
             said = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
             raise BootstrapError(f"the agent does not stay up: {said[-LAST_WORDS:]}", "run `deployctl up` once more")
         time.sleep(1)

@@ -156,10 +156,13 @@ class Software:
         return Source(index=_index(wanted, deployment), extra_index=extra, proxy=setup.proxy)
 
     def _fetch_bundle(self) -> Path:
-        """The wheels that `deployctl weights push --bundle` has put into the mailbox; those that are here are kept."""
+        """The wheels that `deployctl weights bundle` has put into the mailbox; those that are here are kept."""
         data = self._mailbox.get(bootstrap.BUNDLE_INDEX)
         if data is None:
-            raise PhaseError("egress is bundle, but the mailbox has no wheels", "run `deployctl up` again to push them")
+            raise PhaseError(
+                "egress is bundle, but the mailbox has no wheels",
+                "run `deployctl weights bundle` with the mailbox's URL; this machine then goes on by itself",
+            )
         folder = self._state / "wheelhouse"
         for name, digest in msgspec.json.decode(data, type=dict[str, str]).items():
             path = folder / Path(name).name
@@ -167,7 +170,9 @@ class Software:
                 continue
             wheel = self._mailbox.get(bootstrap.BUNDLE + name)
             if wheel is None or hashlib.sha256(wheel).hexdigest() != digest:
-                raise PhaseError(f"{bootstrap.BUNDLE}{name} is missing or broken", "run `deployctl up` again")
+                raise PhaseError(
+                    f"{bootstrap.BUNDLE}{name} is missing or broken", "run `deployctl weights bundle` again"
+                )
             write_atomic(path, wheel)
         return folder
 

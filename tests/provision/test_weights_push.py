@@ -25,8 +25,8 @@ from provision.wheel import write_wheel
 from runtime.bucket import Bucket, BucketError, open_bucket
 from runtime.model_files import MANIFEST, PUSH_RECORD, decode_manifest
 from runtime.vm import Provider
-from tests.lab.small_modelscope import ModelScopeHub
 from tests.lab.object_store import OWNER, ObjectStore
+from tests.lab.small_modelscope import ModelScopeHub
 from tests.runtime.agent.local_hub import COMMIT, REPO, Hub
 
 REGION = "us-east-1"
