@@ -171,6 +171,7 @@ def test_a_redeploy_through_the_mailbox_keeps_port_and_certificate(ready: Journe
     assert ready.access().certificate == certificate
 
 
+@pytest.mark.slow
 def test_a_redeploy_to_a_missing_model_says_so_and_the_release_before_still_serves(ready: Journey) -> None:
     serving = ready.exports["release"]
     missing = ready.spec.model_copy(update={"model": f"{SCHEME[ready.provider]}://{MODELS}/nothing"})

@@ -132,6 +132,7 @@ def test_a_model_folder_without_a_model_is_refused_before_anything_starts(home: 
     assert not home.state(NAME).exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_load_fails_with_the_engine_s_log_and_up_repairs_it(home: Home) -> None:
     port = free_port()
     broken = home.folder / "broken"

@@ -140,6 +140,7 @@ PAIR = """
 """
 
 
+@pytest.mark.slow
 def test_a_resource_taken_out_of_the_state_stays_and_what_depends_on_it_still_goes(
     open_in: Callable[[Path], Project], program: Callable[[str], Path]
 ) -> None:
@@ -249,6 +250,7 @@ def test_ctrl_c_lets_the_operation_in_flight_end_and_the_same_command_goes_on(
     assert "'create': 1" in again
 
 
+@pytest.mark.slow
 def test_more_ctrl_c_ends_it_at_once_and_what_was_open_is_known(
     pulumi: Path, user: Path, program: Callable[[str], Path]
 ) -> None:

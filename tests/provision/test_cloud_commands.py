@@ -167,6 +167,7 @@ def test_no_secret_is_written_to_the_users_disk_in_clear(journey: Journey) -> No
     assert (state / "passphrase").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_a_second_up_without_options_takes_it_up_and_changes_nothing(journey: Journey) -> None:
     done = journey.laptop.run("up", "chat", "--yes")
     assert done.returncode == 0, done.stderr
@@ -175,6 +176,7 @@ def test_a_second_up_without_options_takes_it_up_and_changes_nothing(journey: Jo
     assert "curl --cacert" in done.stdout
 
 
+@pytest.mark.slow
 def test_preview_shows_a_change_and_leaves_the_config_alone(journey: Journey) -> None:
     config = journey.laptop.home / "state/deployctl/.pulumi/project/Pulumi.chat.yaml"
     before = config.read_bytes()
@@ -226,6 +228,7 @@ def test_the_wait_command_prints_one_json_object(journey: Journey) -> None:
     assert answer(done) == {"state": "ready", "certificate": found["certificate"], "release": found["release"]}
 
 
+@pytest.mark.slow
 def test_a_plain_pulumi_up_waits_with_the_same_command_and_exports_what_it_found(journey: Journey) -> None:
     script = (
         f'eval "$({shlex.join(journey.laptop.argv("config", "pulumi"))})"\n'
@@ -256,6 +259,7 @@ def test_redeploy_reaches_the_machine_through_its_mailbox_and_keeps_it(journey: 
     assert (after["instance_id"], after["base_url"]) == (before["instance_id"], before["base_url"])
 
 
+@pytest.mark.slow
 def test_a_release_that_fails_is_taken_back_and_the_stack_asks_for_what_serves(journey: Journey) -> None:
     journey.machine.bad_lengths.add(8192)
     done = journey.laptop.run("redeploy", "chat", "--max-model-len", "8192", "--yes")
@@ -287,6 +291,7 @@ def test_down_leaves_nothing_and_says_so(journey: Journey) -> None:
 # ---- accidents ----
 
 
+@pytest.mark.slow
 def test_a_preview_that_the_account_refuses_is_a_plan_error_and_leaves_no_stack(laptop: Laptop) -> None:
     words = [*laptop.words, "--zones", f"{REGION}a", "--image", "ami-0123456789abcdef0"]
     done = laptop.run("preview", "wrong", *words)

@@ -109,6 +109,7 @@ def test_without_capacity_the_next_zone_and_then_the_next_type_is_tried(cloud: C
     assert cloud.target.settings.placement == P
 
 
+@pytest.mark.slow
 def test_where_no_place_has_capacity_all_were_tried_and_the_next_run_begins_anew(cloud: Cloud) -> None:
     cloud.refuse(*((place, "InsufficientInstanceCapacity") for place in (A, B, P)))
     with pytest.raises(CapacityError) as caught:
@@ -117,6 +118,7 @@ def test_where_no_place_has_capacity_all_were_tried_and_the_next_run_begins_anew
     assert cloud.target.settings.placement is None
 
 
+@pytest.mark.slow
 def test_a_small_quota_goes_on_with_a_type_of_another_quota(cloud: Cloud) -> None:
     cloud.refuse((A, "VcpuLimitExceeded"))
     cloud.up()
@@ -148,6 +150,7 @@ def test_an_unknown_error_stops_and_is_shown_word_for_word(cloud: Cloud) -> None
         cloud.up()
 
 
+@pytest.mark.slow
 def test_a_transient_error_is_tried_again_in_the_same_place(cloud: Cloud) -> None:
     cloud.refuse((A, "RequestLimitExceeded"))
     with pytest.raises(CloudError, match="RequestLimitExceeded"):
@@ -163,6 +166,7 @@ def test_a_refusal_of_the_preflight_is_a_plan_error_and_no_place_is_tried(cloud:
     assert not (cloud.folder / "tried").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_that_exists_is_never_moved_in_silence(cloud: Cloud) -> None:
     cloud.up()
     cloud.refuse((A, "InsufficientInstanceCapacity"))

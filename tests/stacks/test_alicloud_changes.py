@@ -47,6 +47,7 @@ def test_another_model_travels_through_the_mailbox_and_leaves_the_machine_alone(
     assert [step.operation for step in done.steps if step.name == "bot-current"] == ["update"]
 
 
+@pytest.mark.slow
 def test_another_type_is_given_to_the_same_machine_and_its_disk_does_not_shrink(stack: AlicloudStack) -> None:
     stack.set(instance_type="ecs.gn7e-c16g1.4xlarge", model="modelscope:Qwen/Qwen2.5-32B-Instruct")
     first = stack.up().values["instance_id"]
@@ -56,6 +57,7 @@ def test_another_type_is_given_to_the_same_machine_and_its_disk_does_not_shrink(
     assert [step.changed for step in done.steps if step.type == INSTANCE] == [("instanceType",)]
 
 
+@pytest.mark.slow
 def test_another_zone_by_name_is_a_new_machine_at_the_same_address(stack: AlicloudStack) -> None:
     stack.set(placement=f"{TYPE}/cn-hangzhou-b")
     first = stack.up().values
@@ -77,6 +79,7 @@ def test_extend_moves_the_timer_of_the_same_machine(stack: AlicloudStack) -> Non
     assert decode_life(content_of(done, "life").encode()).expires_at == later
 
 
+@pytest.mark.slow
 def test_a_ttl_of_zero_switches_the_timer_off_with_a_warning(stack: AlicloudStack) -> None:
     stack.set(ttl="0")
     done = stack.preview()
@@ -84,6 +87,7 @@ def test_a_ttl_of_zero_switches_the_timer_off_with_a_warning(stack: AlicloudStac
     assert any("ttl 0" in text for text in done.messages("WARNING"))
 
 
+@pytest.mark.slow
 def test_no_stock_is_reported_with_its_code_and_the_next_zone_works(stack: AlicloudStack) -> None:
     stack.set(placement=f"{TYPE}/cn-hangzhou-b")
     stack.cloud.sold_out.add((TYPE, "cn-hangzhou-b"))

@@ -42,6 +42,7 @@ def test_another_model_reaches_the_machine_through_the_mailbox_alone(stack: AwsS
     assert not [key for key in found if before["release"] in key]
 
 
+@pytest.mark.slow
 def test_another_wheel_is_a_new_release_on_the_same_machine(stack: AwsStack, tmp_path: Path) -> None:
     stack.up()
     (tmp_path / "other").mkdir()
@@ -49,6 +50,7 @@ def test_another_wheel_is_a_new_release_on_the_same_machine(stack: AwsStack, tmp
     assert changed(stack.up()) == RELEASE
 
 
+@pytest.mark.slow
 def test_a_newer_image_does_not_replace_the_machine(stack: AwsStack, monkeypatch: pytest.MonkeyPatch) -> None:
     before = stack.up().values
     monkeypatch.setattr(moto_answers, "PARAMETER_IMAGE", OTHER_IMAGE)
@@ -67,6 +69,7 @@ def test_another_instance_type_keeps_machine_and_address(stack: AwsStack) -> Non
     assert after.values["public_ip"] == before["public_ip"]
 
 
+@pytest.mark.slow
 def test_a_larger_disk_that_the_user_asks_for_grows_in_place(stack: AwsStack) -> None:
     stack.configure(disk_gib="150")
     before = stack.up().values
@@ -77,6 +80,7 @@ def test_a_larger_disk_that_the_user_asks_for_grows_in_place(stack: AwsStack) ->
     assert [disk["Size"] for disk in stack.ec2.describe_volumes()["Volumes"]] == [200]
 
 
+@pytest.mark.slow
 def test_another_caller_changes_the_rules_alone(stack: AwsStack) -> None:
     stack.up()
     stack.configure(allowed_cidrs="203.0.113.0/24")
@@ -92,6 +96,7 @@ def test_a_longer_life_changes_timer_and_mailbox_alone(stack: AwsStack) -> None:
     assert after.values["expires_at"] == expires_at + 3600
 
 
+@pytest.mark.slow
 def test_another_zone_makes_the_machine_anew_and_keeps_its_public_address(stack: AwsStack) -> None:
     before = stack.up().values
     stack.configure(placement="g5.xlarge/eu-west-1b")
@@ -102,6 +107,7 @@ def test_another_zone_makes_the_machine_anew_and_keeps_its_public_address(stack:
     assert after.values["instance_id"] == stack.instance()["InstanceId"]
 
 
+@pytest.mark.slow
 def test_a_machine_whose_place_nobody_named_stays_where_it_is(stack: AwsStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """AWS may list its zones in another order tomorrow."""
     before = stack.up().values
@@ -115,6 +121,7 @@ def test_a_machine_whose_place_nobody_named_stays_where_it_is(stack: AwsStack, m
     assert stack.up().values["instance_id"] == before["instance_id"]
 
 
+@pytest.mark.slow
 def test_a_lost_place_is_tried_in_another_zone_with_the_same_network(stack: AwsStack) -> None:
     stack.cloud.failures[INSTANCE] = "InsufficientInstanceCapacity: none of g5.xlarge"
     assert "InsufficientInstanceCapacity" in stack.engine.up().explain()
@@ -136,6 +143,7 @@ def test_destroy_leaves_nothing_in_the_account(stack: AwsStack) -> None:
     assert not swept.unknown
 
 
+@pytest.mark.slow
 def test_what_a_broken_creation_made_can_be_destroyed(stack: AwsStack) -> None:
     stack.cloud.failures[INSTANCE] = "InsufficientInstanceCapacity: none of g5.xlarge"
     assert not stack.engine.up().succeeded

@@ -90,6 +90,7 @@ def test_the_token_that_was_given_is_used(hub: ModelScopeHub, caches: Caches) ->
     assert hub.tokens == {"ms-token"}
 
 
+@pytest.mark.slow
 def test_a_second_deployment_fetches_nothing_and_needs_no_network(hub: ModelScopeHub, caches: Caches) -> None:
     first = from_hub(hub, caches)
     served = dict(hub.served)

@@ -142,6 +142,7 @@ def test_with_a_new_wheel_the_release_is_served_first_and_then_the_agent_starts_
     assert vm.get("/health")[0] == 200
 
 
+@pytest.mark.slow
 def test_a_new_wheel_that_does_not_serve_is_rolled_back_with_its_environment(vm: Vm) -> None:
     before = vm.status()
     assert before is not None

@@ -123,6 +123,7 @@ def test_a_release_without_a_wheel_runs_on_the_agents_own_environment(vm: Vm, fi
     assert (release.folder / "venv").resolve() == (first[1].folder / "venv").resolve()
 
 
+@pytest.mark.slow
 def test_an_environment_that_was_cut_off_is_built_anew(vm: Vm) -> None:
     wheel = make_runtime_wheel(vm.root, "2.0")
     wanted, release = vm.deploy("cut-off", wheel)
