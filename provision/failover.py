@@ -69,6 +69,11 @@ FAMILIES: tuple[Family, ...] = (
         r"|no credentials? (?:found|provided)|Unable to locate credentials|RequestExpired",
         "renew the cloud's credentials on this machine",
     ),
+    Family(
+        "auth",
+        r"PublicEndpointForbidden",
+        "the same command with OSS_ENDPOINT set to an endpoint that this account may use (docs/alicloud.md, Public)",
+    ),
     # capacity, where a code looks like a quota
     Family("capacity", r"Insufficient(?:Instance|Host|ReservedInstance|Cluster)?Capacity\w*|UnfulfillableCapacity"),
     Family("capacity", r"capacity[- ]not[- ]available|MaxSpotFleetRequestCapacity\w*"),

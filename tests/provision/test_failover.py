@@ -87,6 +87,7 @@ ALICLOUD_CODES: list[tuple[str, str, Kind]] = [
     ("IncorrectVpcStatus", "", "transient"),
     ("Forbidden.RAM", "User not authorized to operate on the specified resource", "auth"),
     ("NoPermission", "", "auth"),
+    ("PublicEndpointForbidden", "Public endpoint forbidden", "auth"),
     ("InvalidAccessKeyId.NotFound", "Specified access key is not found.", "auth"),
     ("InvalidAccessKeyId.Inactive", "", "auth"),
     ("InvalidSecurityToken.Expired", "", "auth"),
