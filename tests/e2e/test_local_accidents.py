@@ -70,7 +70,7 @@ def test_a_second_up_beside_a_running_one_says_who_works_and_down_ends_both(home
     assert not home.state(NAME).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_an_up_that_was_cut_off_is_taken_up_again(home: Home, number: signal.Signals) -> None:
     port = free_port()
     up, supervisor = begin_up(home, port)

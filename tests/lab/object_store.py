@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -154,6 +155,13 @@ class ObjectStore:
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         with self.lock:
             return sorted(key for key in self.buckets[bucket] if key.startswith(prefix))
+
+    def wait_sent(self, deadline_s: float = 10.0) -> None:
+        """Until every body that a client may have read in full is in `served`."""
+        end = time.monotonic() + deadline_s
+        while self.sending:
+            assert time.monotonic() < end, f"a body is still on its way after {deadline_s} s"
+            threading.Event().wait(0.005)
 
     def bytes_served(self, bucket: str, key: str) -> int:
         with self.lock:

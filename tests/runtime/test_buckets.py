@@ -75,6 +75,7 @@ def test_a_range_is_exactly_what_was_asked_for(
     store.put(NAME, "x", b"0123456789")
     bucket = opened(store, provider, monkeypatch)
     assert bucket.read("x", 2, 5) == b"234"
+    store.wait_sent()
     assert store.served[f"{NAME}/x"] == [(2, 5)]
 
 

@@ -142,6 +142,7 @@ def test_a_wheel_with_another_digest_is_refused_and_nothing_is_built(vm: Vm) -> 
     assert not (vm.state / "venvs" / "000000000000").exists()
 
 
+@pytest.mark.slow
 def test_a_package_that_the_bundle_lacks_is_named(vm: Vm) -> None:
     wanted, release = vm.deploy("lacking", make_wheel(vm.root, "deployctl", "4.0", extras={"server": ("absent",)}))
     with pytest.raises(PhaseError, match="No matching distribution found for absent") as caught:
