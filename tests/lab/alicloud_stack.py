@@ -12,10 +12,12 @@ import yaml
 from runtime.vm import Vm, decode_vm
 from tests.lab.alicloud_cloud import AlicloudCloud, Thing
 from tests.lab.alicloud_provider import AlicloudProvider
+from tests.lab.program_hosts import WarmHost
 from tests.lab.pulumi_engine import Engine
 from tests.lab.pulumi_model import Registration, Run
 from tests.lab.small_providers import small_providers
 from tests.lab.small_wheel import make_small_wheel
+from tests.lab.stack import Stack
 
 NAME = "bot"
 TYPE = "ecs.gn7i-c16g1.4xlarge"
@@ -33,48 +35,10 @@ RULE = "alicloud:ecs/securityGroupRule:SecurityGroupRule"
 
 
 @dataclass(frozen=True, slots=True)
-class AlicloudStack:
+class AlicloudStack(Stack):
     """One stack and its cloud."""
 
-    engine: Engine
     cloud: AlicloudCloud
-
-    def set(self, **config: str) -> None:
-        """Config keys of the project; an empty value takes a key away."""
-        for key, value in config.items():
-            name = f"deployctl:{key}"
-            if value:
-                self.engine.config[name] = value
-            else:
-                self.engine.config.pop(name, None)
-
-    def up(self) -> Run:
-        done = self.engine.up()
-        assert done.succeeded, done.explain()
-        return done
-
-    def preview(self) -> Run:
-        done = self.engine.preview()
-        assert done.succeeded, done.explain()
-        return done
-
-    def refused(self) -> str:
-        """What the program says when it refuses, before it plans anything of the cloud."""
-        done = self.engine.preview()
-        assert not done.succeeded
-        assert "Traceback" not in done.explain()
-        return done.explain()
-
-    def failed(self) -> str:
-        """What an update says that the cloud refuses."""
-        done = self.engine.up()
-        assert not done.succeeded
-        return done.explain()
-
-    def destroy(self) -> Run:
-        done = self.engine.destroy()
-        assert done.succeeded, done.explain()
-        return done
 
     def machine(self) -> Thing:
         (machine,) = self.cloud.find("/instance:Instance")
@@ -94,9 +58,10 @@ def make_stack(folder: Path, cloud: AlicloudCloud | None = None, **config: str) 
     """`folder` gets the wheel."""
     account = cloud or AlicloudCloud()
     providers = {"alicloud": AlicloudProvider(account), **small_providers()}
-    stack = AlicloudStack(Engine(providers, stack=NAME, secret_keys=["deployctl:hub_token"]), account)
-    stack.set(**CONFIG, runtime_wheel=str(make_small_wheel(folder)))
-    stack.set(**config)
+    engine = Engine(providers, stack=NAME, secret_keys=["deployctl:hub_token"], host=WarmHost())
+    stack = AlicloudStack(engine, account)
+    stack.configure(**CONFIG, runtime_wheel=str(make_small_wheel(folder)))
+    stack.configure(**config)
     return stack
 
 

@@ -19,6 +19,7 @@ from tests.lab.pulumi_engine import Engine
 from tests.lab.pulumi_model import Registration, Run
 from tests.lab.small_providers import small_providers
 from tests.lab.small_wheel import make_small_wheel
+from tests.lab.stack import Stack
 
 NAME = "chat"
 REGION = "eu-west-1"
@@ -48,42 +49,10 @@ UNTAGGED = (  # types that AWS gives no tags, or that live inside a tagged one
 
 
 @dataclass(frozen=True, slots=True)
-class AwsStack:
+class AwsStack(Stack):
     """One stack and its cloud."""
 
-    engine: Engine
     cloud: MotoCloud
-
-    def configure(self, **config: str) -> None:
-        """Config keys of the project; an empty value takes a key away."""
-        for key, value in config.items():
-            name = f"deployctl:{key}"
-            if value:
-                self.engine.config[name] = value
-            else:
-                self.engine.config.pop(name, None)
-
-    def up(self) -> Run:
-        done = self.engine.up()
-        assert done.succeeded, done.explain()
-        return done
-
-    def preview(self) -> Run:
-        done = self.engine.preview()
-        assert done.succeeded, done.explain()
-        return done
-
-    def refused(self) -> str:
-        """What the program says when it refuses."""
-        done = self.engine.preview()
-        assert not done.succeeded
-        assert "Traceback" not in done.explain()
-        return done.explain()
-
-    def destroy(self) -> Run:
-        done = self.engine.destroy()
-        assert done.succeeded, done.explain()
-        return done
 
     @property
     def ec2(self) -> Any:

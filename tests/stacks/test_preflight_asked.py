@@ -72,7 +72,7 @@ def test_where_only_another_type_is_sold_the_preview_says_how_to_take_it(
     stack: AlicloudStack, cloud: AlicloudCloud
 ) -> None:
     cloud.sold_out |= {(TYPE, zone) for zone in cloud.zones}
-    stack.set(instance_type=f"{TYPE},{OTHER}")
+    stack.configure(instance_type=f"{TYPE},{OTHER}")
     assert f"pulumi config set deployctl:placement {OTHER}/cn-hangzhou-b" in stopped(stack)
     assert candidates(stack.engine.run) == [f"{OTHER}/{zone}" for zone in cloud.zones]
 
