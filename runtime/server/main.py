@@ -68,7 +68,7 @@ def _serve(
     import uvicorn
     import uvloop
 
-    from runtime.server.app import Service, create_app
+    from runtime.server.app import create_app
     from runtime.server.auth import KeyRing
     from runtime.server.engine_client import EngineClient
     from runtime.server.errors import SERVER, ApiError
@@ -76,6 +76,7 @@ def _serve(
     from runtime.server.metrics import Metrics
     from runtime.server.model import Model
     from runtime.server.rates import Rates
+    from runtime.server.service import Service
     from runtime.server.status import Readiness
 
     pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")

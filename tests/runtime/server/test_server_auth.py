@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from server_process import KEY, Server
 
 from runtime.deployment import Deployment, EngineOptions, Listen, ModelSource
-from runtime.server.app import Service, create_app
+from runtime.server.app import create_app
 from runtime.server.auth import KeyRing
 from runtime.server.engine_client import EngineClient
 from runtime.server.gate import OPEN_PATHS
@@ -19,6 +19,7 @@ from runtime.server.metrics import Metrics
 from runtime.server.model import Model
 from runtime.server.pages import PATHS
 from runtime.server.rates import Rates
+from runtime.server.service import Service
 from runtime.server.status import Readiness
 
 
