@@ -22,7 +22,7 @@ from provision.errors import CloudError, FailedError, NotRunningError
 from provision.logs import parse_lines
 from provision.planning import MIN_LEN
 from provision.spec import DeploymentSpec
-from provision.stack_settings import PROJECT, WEIGHTS_DISK, StackSettings, split_config
+from provision.stack_settings import PROJECT, WEIGHTS_DISK, StackSettings, read_keys, split_config
 from provision.sweep import Sweep, delete_leftovers, find_leftovers
 from provision.target import Access, LogLine, LogQuery, Observation
 from provision.trust import forget_files
@@ -70,6 +70,8 @@ class Exports(msgspec.Struct, frozen=True):
     allowed_cidrs: tuple[str, ...] = ()
     expires_at: int | None = None
     hourly_price: float | None = None
+    keys: str | None = None
+    key_round: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,7 +104,12 @@ class CloudTarget:
 
     @property
     def settings(self) -> StackSettings:
-        return split_config(self.config)[1]
+        """As the config has them; the keys as the last update left them, whichever laptop that came from: a config
+        that was read here before must not take back a key that was revoked elsewhere."""
+        settings, exports = split_config(self.config)[1], self.exports
+        if exports.keys is None or exports.key_round is None:
+            return settings
+        return dataclasses.replace(settings, keys=read_keys(exports.keys), key_round=exports.key_round)
 
     def spec(self) -> DeploymentSpec | None:
         """What was asked for last; None for a stack whose config says nothing. Raises SpecError.

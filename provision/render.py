@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from provision.keys import DEFAULT_KEY, digest
 from provision.spec import DeploymentSpec
 from runtime.deployment import (
     ApiKey,
@@ -21,7 +22,6 @@ from runtime.deployment import (
 )
 from runtime.mailbox import CURRENT, HUB_SECRET, KEYS, Current, release_key
 
-DEFAULT_KEY = "default"
 ANY_HOST = "0.0.0.0"
 
 
@@ -40,10 +40,21 @@ class Order:
     objects: tuple[tuple[str, bytes], ...]
 
 
-def render(spec: DeploymentSpec, engine: EngineOptions, predicted: Predicted, *, release: str, api_key: str) -> Order:
-    """`current.json` is the last object: a machine that sees it finds everything that it names."""
+def render(
+    spec: DeploymentSpec,
+    engine: EngineOptions,
+    predicted: Predicted,
+    *,
+    release: str,
+    api_key: str,
+    others: Sequence[ApiKey] = (),
+) -> Order:
+    """`current.json` is the last object: a machine that sees it finds everything that it names.
+
+    `others`: the keys beside `api_key`, which a new release leaves as they are.
+    """
     deployment = deployment_for(spec, engine, predicted, release=release)
-    objects = [(KEYS, keys_object(api_key)), (release_key(release), encode(deployment))]
+    objects = [(KEYS, keys_object(api_key, others)), (release_key(release), encode(deployment))]
     if spec.hub_token is not None:
         objects.insert(0, (HUB_SECRET, hub_object(spec.hub_token.get_secret_value())))
     objects.append((CURRENT, encode(Current(release=release, deployment=release_key(release)))))
@@ -78,9 +89,9 @@ def deployment_for(
     )
 
 
-def keys_object(api_key: str) -> bytes:
-    """`keys.json`: the digest only."""
-    return encode([ApiKey(name=DEFAULT_KEY, sha256=hashlib.sha256(api_key.encode()).hexdigest())])
+def keys_object(api_key: str, others: Sequence[ApiKey] = ()) -> bytes:
+    """`keys.json`: digests only; deployctl's own key first."""
+    return encode([ApiKey(name=DEFAULT_KEY, sha256=digest(api_key)), *others])
 
 
 def hub_object(token: str) -> bytes:

@@ -3,6 +3,8 @@
 deployctl:expires_at   seconds since the epoch when the cloud deletes the machine; written by up, extend, wake
 deployctl:placement    "<instance type>/<zone>": the candidate that has capacity; written by `deployctl up`
 deployctl:weights_disk id of a weights disk that `down --keep-disk` left: it is attached, and no new one is made
+deployctl:keys         JSON, as in keys.json: the keys beside deployctl's own, by their SHA-256; written by `keys`
+deployctl:key_round    how often deployctl's own key was made anew; written by `keys rotate`
 """
 
 from __future__ import annotations
@@ -10,13 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from provision.spec import Problem, SpecError
+from runtime.deployment import ApiKey, decode_keys
 
 PROJECT = "deployctl"
 EXPIRES_AT = f"{PROJECT}:expires_at"
 PLACEMENT = f"{PROJECT}:placement"
 WEIGHTS_DISK = f"{PROJECT}:weights_disk"
-SETTINGS = (EXPIRES_AT, PLACEMENT, WEIGHTS_DISK)
+KEYS = f"{PROJECT}:keys"
+KEY_ROUND = f"{PROJECT}:key_round"
+SETTINGS = (EXPIRES_AT, PLACEMENT, WEIGHTS_DISK, KEYS, KEY_ROUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,8 @@ class StackSettings:
     expires_at: int | None = None
     placement: Placement | None = None
     weights_disk: str | None = None
+    keys: tuple[ApiKey, ...] = ()
+    key_round: int = 0
 
     def as_config(self) -> dict[str, str]:
         """Config keys and values of what is decided."""
@@ -47,7 +56,21 @@ class StackSettings:
             found[PLACEMENT] = str(self.placement)
         if self.weights_disk is not None:
             found[WEIGHTS_DISK] = self.weights_disk
+        if self.keys:
+            found[KEYS] = keys_text(self.keys)
+        if self.key_round:
+            found[KEY_ROUND] = str(self.key_round)
         return found
+
+
+def keys_text(keys: tuple[ApiKey, ...]) -> str:
+    """Keys as one line of config."""
+    return msgspec.json.encode(keys).decode()
+
+
+def read_keys(text: str) -> tuple[ApiKey, ...]:
+    """The reverse. Raises msgspec.DecodeError."""
+    return tuple(decode_keys(text.encode()))
 
 
 def split_config(config: Mapping[str, str]) -> tuple[dict[str, str], StackSettings]:
@@ -58,16 +81,26 @@ def split_config(config: Mapping[str, str]) -> tuple[dict[str, str], StackSettin
     ours = {key: value for key, value in config.items() if key.startswith(f"{PROJECT}:")}
     expires, placed = ours.pop(EXPIRES_AT, None), ours.pop(PLACEMENT, None)
     weights_disk = ours.pop(WEIGHTS_DISK, None)
+    keys, key_round = ours.pop(KEYS, None), ours.pop(KEY_ROUND, None)
     problems = []
     if expires is not None and not expires.isdecimal():
         problems.append(Problem("expires_at", f"{expires!r} is not a time in seconds since 1970", where=EXPIRES_AT))
     instance_type, slash, zone = (placed or "").partition("/")
     if placed is not None and not (instance_type and slash and zone):
         problems.append(Problem("placement", f"{placed!r} is not <instance type>/<zone>", where=PLACEMENT))
+    if key_round is not None and not key_round.isdecimal():
+        problems.append(Problem("key_round", f"{key_round!r} is not a number", where=KEY_ROUND))
+    others: tuple[ApiKey, ...] = ()
+    try:
+        others = read_keys(keys) if keys else ()
+    except msgspec.DecodeError as error:
+        problems.append(Problem("keys", f"{error}; `deployctl keys` writes it", where=KEYS))
     if problems:
         raise SpecError(problems)
     return ours, StackSettings(
         expires_at=int(expires) if expires else None,
         placement=Placement(instance_type, zone) if placed else None,
         weights_disk=weights_disk or None,
+        keys=others,
+        key_round=int(key_round) if key_round else 0,
     )

@@ -31,9 +31,10 @@ import msgspec
 from provision import process
 from provision.errors import LockedError, NotFoundError, StateError, UsageError
 from provision.fields import BY_NAME, SECRETS
-from runtime.deployment import Deployment, decode_deployment
+from runtime.deployment import ApiKey, Deployment, decode_deployment, decode_keys
 from runtime.mailbox import (
     CURRENT,
+    KEYS,
     STATUS,
     Current,
     FolderMailbox,
@@ -153,6 +154,10 @@ class LocalState:
         """`deployment.json` of the release that the machine should run."""
         current = self.current()
         return self._read(current.deployment, decode_deployment) if current else None
+
+    def keys(self) -> list[ApiKey]:
+        """All keys that the machine lets in, the default first; none before the first `up`."""
+        return self._read(KEYS, decode_keys) or []
 
     def status(self) -> Status | None:
         """The machine's last report, of whatever release it is."""

@@ -94,13 +94,15 @@ class Deployment(Struct, frozen=True):
 class ApiKey(Struct, frozen=True):
     """One entry of `keys.json`. `sha256` is the hex digest of the key's UTF-8 bytes.
 
-    `rpm`, `tpm`: requests and tokens (prompt and output) per minute; None = no limit.
+    `rpm`, `tpm`: requests and tokens (prompt and output) per minute; None = no limit. `expires_at`: seconds since the
+    epoch from which it is refused, for a key that was rotated; two entries may then have one name.
     """
 
     name: str
     sha256: str
     rpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
     tpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    expires_at: int | None = None
 
 
 class Weights(Struct, frozen=True):

@@ -6,6 +6,7 @@ import pulumi
 import pulumi_alicloud as alicloud
 
 from provision.spec import DeploymentSpec
+from provision.stack_settings import keys_text
 from stacks.alicloud_machine import attach_address, attach_role, attach_weights_disk, make_instance
 from stacks.alicloud_mailbox import fill_bucket, make_bucket
 from stacks.alicloud_network import make_address, make_network, make_security_group
@@ -54,7 +55,7 @@ class AlicloudGpuVm(GpuVm):
     def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("deployctl:alicloud:GpuVm", name, {}, opts)
         spec = args.spec
-        api_key, ssh_key = make_api_key(spec, self), make_ssh_key(spec, self)
+        api_key, ssh_key = make_api_key(spec, args.settings, self), make_ssh_key(spec, self)
         expires_at = decide_expiry(spec, args.settings, self)
         cidrs = allowed_cidrs(spec, self)
 
@@ -95,5 +96,7 @@ class AlicloudGpuVm(GpuVm):
             release=pulumi.Output.from_input(content.release),
             allowed_cidrs=pulumi.Output.all(*cidrs),
             expires_at=expires_at,
+            keys=pulumi.Output.from_input(keys_text(args.settings.keys)),
+            key_round=pulumi.Output.from_input(args.settings.key_round),
         )
         self.register_outputs(self.outputs.by_name())

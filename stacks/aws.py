@@ -7,6 +7,7 @@ import pulumi_aws as aws
 
 from provision.naming import tags
 from provision.spec import DeploymentSpec
+from provision.stack_settings import keys_text
 from stacks.aws_machine import make_address, make_instance, make_interface, make_weights_disk
 from stacks.aws_mailbox import fill_bucket, make_bucket
 from stacks.aws_network import make_network, make_security_group
@@ -67,7 +68,7 @@ class AwsGpuVm(GpuVm):
     def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("deployctl:aws:GpuVm", name, {}, opts)
         spec = args.spec
-        api_key, ssh_key = make_api_key(spec, self), make_ssh_key(spec, self)
+        api_key, ssh_key = make_api_key(spec, args.settings, self), make_ssh_key(spec, self)
         expires_at = decide_expiry(spec, args.settings, self)
         cidrs = allowed_cidrs(spec, self)
 
@@ -101,5 +102,7 @@ class AwsGpuVm(GpuVm):
             release=pulumi.Output.from_input(content.release),
             allowed_cidrs=pulumi.Output.all(*cidrs),
             expires_at=expires_at,
+            keys=pulumi.Output.from_input(keys_text(args.settings.keys)),
+            key_round=pulumi.Output.from_input(args.settings.key_round),
         )
         self.register_outputs(self.outputs.by_name())

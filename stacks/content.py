@@ -68,7 +68,7 @@ def make_content(
     items = [
         Item("deployment", release_key(release), deployment),
         Item("wheel", wheel_key(release, wheel.file_name), path=str(wheel.path)),
-        Item("keys", KEYS, api_key.apply(lambda key: keys_object(key).decode())),
+        Item("keys", KEYS, api_key.apply(lambda key: keys_object(key, args.settings.keys).decode())),
         Item("life", LIFE, expires_at.apply(lambda at: _text(Life(expires_at=at, idle_stop_s=spec.idle_stop_seconds)))),
         *_secrets(spec),
     ]

@@ -34,11 +34,13 @@ class SshKey:
     private: pulumi.Output[str | None]
 
 
-def make_api_key(spec: DeploymentSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
-    """The user's own key, else a random one of 256 bits. Secret."""
+def make_api_key(spec: DeploymentSpec, settings: StackSettings, parent: pulumi.Resource) -> pulumi.Output[str]:
+    """The user's own key, else a random one of 256 bits, and another one for each round. Secret."""
     if spec.api_key is not None:
         return pulumi.Output.secret(spec.api_key.get_secret_value())
-    made = random.RandomBytes(f"{spec.name}-api-key", length=KEY_BYTES, opts=pulumi.ResourceOptions(parent=parent))
+    keepers = {"round": str(settings.key_round)} if settings.key_round else None
+    options = pulumi.ResourceOptions(parent=parent)
+    made = random.RandomBytes(f"{spec.name}-api-key", length=KEY_BYTES, keepers=keepers, opts=options)
     return made.base64.apply(_as_api_key)
 
 

@@ -54,6 +54,8 @@ class GpuVmOutputs:
     release: pulumi.Output[str]
     allowed_cidrs: pulumi.Output[list[str]]
     expires_at: pulumi.Output[int | None]  # seconds since the epoch
+    keys: pulumi.Output[str]  # the keys beside api_key, by their SHA-256, in JSON
+    key_round: pulumi.Output[int]  # how often api_key was made anew
 
     def by_name(self) -> dict[str, pulumi.Output[Any]]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -21,6 +21,7 @@ from provision.errors import (
     StoppedError,
     UsageError,
 )
+from provision.keys import besides_default
 from provision.local import LocalTarget, check_disk, check_parts, check_port, failure_of, held_memory
 from provision.machine import detect_local
 from provision.model_source import model_spec_for
@@ -141,8 +142,8 @@ def make_order(target: LocalTarget, spec: DeploymentSpec, plan: Plan) -> Order:
     """The next release, with the user's own key, the one from before, or a new one."""
     own = spec.api_key.get_secret_value() if spec.api_key else None
     key = own or target.state.api_key() or make_api_key()
-    release = target.state.next_release()
-    return render(spec, plan.engine_options(), plan.predicted(), release=release, api_key=key)
+    release, others = target.state.next_release(), besides_default(target.state.keys())
+    return render(spec, plan.engine_options(), plan.predicted(), release=release, api_key=key, others=others)
 
 
 def wait_ready(target: LocalTarget, release: str) -> Observation:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,10 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 class KeyRing:
-    """The keys that `keys.json` holds now. A missing file means no key, so nobody is let in."""
+    """The keys that `keys.json` holds now. A missing file means no key, so nobody is let in.
 
-    def __init__(self, path: Path) -> None:
+    `clock`: seconds since the epoch, by which a rotated key comes to its end.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._clock = clock
         self._version: tuple[int, int, int] | None = None
         self._keys: list[ApiKey] = []
 
@@ -33,7 +39,10 @@ class KeyRing:
         for key in self._keys:  # every key, so that the time does not tell which one matched
             if hmac.compare_digest(digest, key.sha256.lower()):
                 found = key
-        return found
+        return None if found is not None and self._is_over(found) else found
+
+    def _is_over(self, key: ApiKey) -> bool:
+        return key.expires_at is not None and self._clock() >= key.expires_at
 
     def _reload(self) -> None:
         try:
