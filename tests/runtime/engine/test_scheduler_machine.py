@@ -1,0 +1,182 @@
+"""The scheduler under any history, over a KV cache that remembers what was written into each of its slots."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from runtime.engine.blocks import BlockPool
+from runtime.engine.scheduler import Row, Scheduler
+from runtime.engine.sequence import Sequence
+from runtime.ipc import Sampling
+
+EOS = 3
+VOCAB = 12
+MAX_MODEL_LEN = 40
+
+
+def state_of(seq: Sequence, end: int) -> bytes:
+    """What a real model's keys and values are a function of: the tokens up to here. The salt stands for the key."""
+    return hashlib.sha256(seq.block_hash(-1, 1) + bytes(seq.tokens[:end])).digest()
+
+
+def next_token(tokens: list[int]) -> int:
+    """A model whose next token is a function of everything before it."""
+    return hashlib.sha256(bytes(tokens)).digest()[0] % VOCAB
+
+
+@dataclass
+class Request:
+    """What the machine knows of a request: its place in the queue of arrivals, and what it asked for."""
+
+    arrival: int
+    seq: Sequence
+    prompt: list[int]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests come, are aborted, and are stepped through a tiny pool."""
+
+    @initialize(
+        blocks=st.integers(3, 24),
+        size=st.integers(1, 4),
+        seqs=st.integers(1, 5),
+        budget=st.integers(1, 12),
+        cache=st.booleans(),
+    )
+    def make(self, blocks: int, size: int, seqs: int, budget: int, cache: bool) -> None:
+        self.sched = Scheduler(
+            BlockPool(blocks, size),
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=seqs,
+            max_batched_tokens=budget,
+            prefix_cache=cache,
+        )
+        self.slots: dict[int, bytes] = {}
+        self.requests: dict[str, Request] = {}
+        self.arrivals = 0
+
+    @rule(
+        family=st.integers(0, 2),
+        shared=st.integers(0, 12),
+        own=st.lists(st.integers(0, VOCAB - 1), max_size=6),
+        output=st.integers(1, 10),
+        salt=st.sampled_from([b"", b"alice"]),
+        ignore_eos=st.booleans(),
+    )
+    def add(self, family: int, shared: int, own: list[int], output: int, salt: bytes, ignore_eos: bool) -> None:
+        """A prompt that shares its beginning with others of its family."""
+        prompt = [family] * shared + own
+        seq = Sequence(str(self.arrivals), prompt, Sampling(output, ignore_eos=ignore_eos), salt)
+        if not prompt or min(len(prompt) + output, MAX_MODEL_LEN) > self.sched.max_request_tokens:
+            with pytest.raises(ValueError, match=r"empty|KV cache"):
+                self.sched.add(seq)
+            return
+        self.sched.add(seq)
+        with pytest.raises(ValueError, match="already in use"):
+            self.sched.add(Sequence(seq.id, [1], Sampling(1)))
+        self.requests[seq.id] = Request(self.arrivals, seq, prompt)
+        self.arrivals += 1
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        """The client has gone, whatever its request was doing."""
+        chosen = data.draw(st.sampled_from(sorted(self.requests)))
+        self.sched.abort(chosen)
+        del self.requests[chosen]
+        self.sched.abort(chosen)
+
+    @rule()
+    def abort_unknown(self) -> None:
+        self.sched.abort("never seen")
+
+    @rule(broken=st.none() | st.integers(0, 4))
+    def step(self, broken: int | None) -> None:
+        """One step; the row `broken` fails as a request with broken logits does."""
+        self.run_step(broken)
+
+    @rule()
+    def run_all(self) -> None:
+        """No request starves: with nobody new, all end within the steps that their tokens need one by one."""
+        tokens = sum(len(r.prompt) + r.seq.sampling.max_tokens for r in self.requests.values())
+        # Recomputing after a preemption can cost each request its tokens again for each one ahead of it.
+        for _ in range(tokens * (len(self.requests) + 1)):
+            if not self.sched.has_work:
+                break
+            self.run_step(None)
+        assert not self.sched.has_work
+        assert not self.requests
+        assert self.sched.pool.available == self.sched.pool.capacity
+
+    def run_step(self, broken: int | None) -> None:
+        running, waiting = list(self.sched.running), list(self.sched.waiting)
+        preemptions = self.sched.preemptions
+        rows = self.sched.plan()
+        assert bool(rows) == self.sched.has_work
+        assert sum(row.count for row in rows) <= self.sched.max_batched_tokens
+        assert all(row.count > 0 for row in rows)
+        assert len({row.seq.id for row in rows}) == len(rows) <= self.sched.max_num_seqs
+        lost = [name for name in running if name not in self.sched.running]
+        assert lost == running[len(running) - len(lost) :], "not the youngest was preempted"
+        assert self.sched.preemptions == preemptions + len(lost)
+        admitted = [name for name in waiting if name in self.sched.running]
+        assert admitted == waiting[: len(admitted)], "a request was overtaken"
+        if running:
+            assert rows[0].seq.id == running[0], "the oldest waits"
+        for row in rows:
+            self.compute(row)
+        sampling = [row for row in rows if row.samples]
+        self.sched.apply(rows, [next_token(row.seq.tokens) for row in sampling])
+        for number, row in enumerate(sampling):
+            if number == broken or row.seq.finish_reason(frozenset({EOS}), MAX_MODEL_LEN):
+                self.sched.finish(row.seq)
+                self.end(row.seq)
+
+    def compute(self, row: Row) -> None:
+        """Writes the row's slots, then reads all that its last token sees."""
+        seq, size = row.seq, self.sched.pool.block_size
+        assert row.start == seq.num_computed
+        assert row.start + row.count <= len(seq.tokens)
+        assert row.samples == (row.start + row.count == len(seq.tokens))
+        others = {b for other in self.sched.running.values() if other is not seq for b in other.blocks}
+        for at in range(row.start, row.start + row.count):
+            block = seq.blocks[at // size]
+            assert block not in others, "a shared block is written"
+            self.slots[block * size + at % size] = state_of(seq, at + 1)
+        for at in range(row.start + row.count):
+            slot = seq.blocks[at // size] * size + at % size
+            assert self.slots[slot] == state_of(seq, at + 1), f"position {at} holds another request's keys"
+
+    def end(self, seq: Sequence) -> None:
+        """The output is the one of a request alone."""
+        tokens = list(self.requests.pop(seq.id).prompt)
+        while len(tokens) < len(seq.tokens):
+            tokens.append(next_token(tokens))
+        assert seq.tokens == tokens
+
+    @invariant()
+    def blocks_and_requests_agree(self) -> None:
+        self.sched.check()
+        assert {*self.sched.running, *self.sched.waiting} == set(self.requests)
+        for request in self.requests.values():
+            assert request.seq.num_computed <= len(request.seq.tokens)
+        assert len(self.sched.running) <= self.sched.max_num_seqs
+
+    @invariant()
+    def nobody_overtakes(self) -> None:
+        arrivals = [self.requests[name].arrival for name in (*self.sched.running, *self.sched.waiting)]
+        assert arrivals == sorted(arrivals)
+
+    def teardown(self) -> None:
+        if hasattr(self, "sched"):
+            self.run_all()
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
