@@ -123,6 +123,11 @@ class CapacityError(DeployctlError):
     meaning = "no zone and instance type that was tried has capacity now"
 
 
+class ConnectionFailedError(DeployctlError):
+    exit_code = 21
+    meaning = "the machine cannot be reached over SSH: address, port, user, key or host key"
+
+
 class StoppedError(DeployctlError):
     exit_code = 130
     meaning = "Ctrl-C; what was started goes on or can be taken up again"
