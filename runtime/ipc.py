@@ -4,7 +4,7 @@ The engine listens on `<run>/engine.sock` from its first moment, while weights l
 a time: a new connection replaces the old one, whose requests are aborted. The server connects and connects again.
 
     server ► engine   Submit, Abort
-    engine ► server   Hello (first frame), Progress (while loading), Ready, Outputs (one per step), Heartbeat
+    engine ► server   Hello (first frame), Progress (while loading), Ready, Outputs (one per step), Heartbeat, Gpus
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 SOCKET_NAME = "engine.sock"
 MAX_FRAME = 64 * 2**20  # bytes
 T = TypeVar("T")
@@ -117,6 +117,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     cached_tokens: int = 0  # prompt tokens served by the prefix cache (first output only)
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None  # one for each token, where the request asked
+    queued_s: float = 0.0  # seconds from arrival to the first step (first output only)
 
 
 class Stats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -129,6 +130,22 @@ class Stats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
     prefix_queries: int  # tokens asked
     prefix_hits: int  # tokens found
     steps: int
+
+
+class GpuUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """One GPU of the machine. `utilization`: 0…1 of the last moments; None where the driver does not tell."""
+
+    index: int
+    name: str
+    memory_used: int  # bytes, of all processes
+    memory_total: int
+    utilization: float | None = None
+
+
+class Gpus(Frame, frozen=True):
+    """The machine's GPUs, every few seconds where there are any."""
+
+    gpus: tuple[GpuUse, ...]
 
 
 class Outputs(Frame, frozen=True):
@@ -146,7 +163,7 @@ class Heartbeat(Frame, frozen=True):
 
 
 ToEngine = Submit | Abort
-ToServer = Hello | Progress | Ready | Outputs | Heartbeat
+ToServer = Hello | Progress | Ready | Outputs | Heartbeat | Gpus
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -47,6 +47,8 @@ class Job:
     format: Format
     headers: Mapping[str, str]  # of the answer
     spend: Callable[[int], None]  # told of output tokens as they come
+    keep_text: bool  # generations keep what they produced, for a request log that shows it
+    on_end: Callable[[Sequence[Generation]], None]  # told once, however the request ended
 
 
 class CompletionResponse(Response):
@@ -76,6 +78,7 @@ class CompletionResponse(Response):
                     texts=tokenizer.texts if sampling.logprobs is not None else None,
                     echo=job.echoes[number] if job.echoes else "",
                     parser=job.parser() if job.parser is not None else None,
+                    kept=[] if job.keep_text else None,
                 )
         self._open = len(self._generations)
         self._own_headers = [(name.encode(), value.encode()) for name, value in job.headers.items()]
@@ -102,6 +105,7 @@ class CompletionResponse(Response):
             watcher.cancel()
             self._engine.close(inbox)
             self._metrics.last_request_at = time.monotonic()
+            self._job.on_end(list(self._generations.values()))
 
     async def _stream(self, inbox: Inbox, send: Send) -> None:
         # The head goes out with the first token: until then a failure is an honest status code.
@@ -166,7 +170,7 @@ class CompletionResponse(Response):
 
     def _feed(self, inbox: Inbox, generation: Generation, output: Output) -> Piece:
         piece = generation.feed(output)
-        self._measure(generation, len(output.tokens))
+        self._measure(generation, output)
         if generation.finish_reason is not None:
             self._open -= 1
             self._engine.abort(inbox, generation.request_id)  # a stop string ends it before the engine does
@@ -177,12 +181,15 @@ class CompletionResponse(Response):
                 self._metrics.decode_time.observe(generation.last_at - generation.first_at)
         return piece
 
-    def _measure(self, generation: Generation, tokens: int) -> None:
-        metrics, now = self._metrics, time.monotonic()
+    def _measure(self, generation: Generation, output: Output) -> None:
+        metrics, now, tokens = self._metrics, time.monotonic(), len(output.tokens)
         if generation.first_at is None:
             generation.first_at = now
             metrics.prompt_tokens += generation.prompt_tokens
-            metrics.time_to_first_token.observe(now - generation.submitted_at)
+            waited = now - generation.submitted_at
+            metrics.time_to_first_token.observe(waited)
+            metrics.queue_time.observe(output.queued_s)
+            metrics.prefill_time.observe(max(0.0, waited - output.queued_s))
         else:
             metrics.inter_token.observe(now - generation.last_at)
         generation.last_at = now

@@ -22,6 +22,8 @@ from runtime.ipc import (
     Frame,
     FrameBuffer,
     FrameError,
+    Gpus,
+    GpuUse,
     Heartbeat,
     Hello,
     Output,
@@ -106,6 +108,7 @@ class EngineClient:
         self.ready: Ready | None = None
         self.progress: Progress | None = None
         self.stats: Stats | None = None
+        self.gpus: tuple[GpuUse, ...] = ()
         self.hung = False
         self.was_ready = False  # since the server's start
         self.fault: str | None = None  # why a connected engine cannot be used
@@ -187,6 +190,7 @@ class EngineClient:
         self._transport = None
         self.connected = False
         self.ready = self.progress = self.stats = self.fault = None
+        self.gpus = ()
         self.hung = False
         self._hang_after_s = DEFAULT_HANG_AFTER_S
         if self._inboxes:
@@ -207,6 +211,8 @@ class EngineClient:
             case Heartbeat(stats, hang_after_s):
                 self.stats = stats
                 self._hang_after_s = hang_after_s
+            case Gpus(gpus):
+                self.gpus = gpus
             case Progress():
                 self.progress = frame
             case Ready():

@@ -38,6 +38,7 @@ class Generation:
     texts: TokenTexts | None = None  # where log-probabilities were asked for
     echo: str = ""  # the prompt, to stand before the output
     parser: OutputParser | None = None  # of a chat model that marks thoughts or calls
+    kept: list[str] | None = None  # all text so far, where the request log shows it
     completion_tokens: int = 0
     cached_tokens: int = 0
     finish_reason: str | None = None
@@ -83,6 +84,8 @@ class Generation:
         return self._piece("".join(shown), logprobs)
 
     def _piece(self, text: str, logprobs: list[ChatLogprob]) -> Piece:
+        if self.kept is not None:
+            self.kept.append(text)
         if self.parser is None:
             return Piece(text, logprobs)
         parsed = self.parser.feed(text)

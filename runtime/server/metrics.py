@@ -86,6 +86,8 @@ class Metrics:
         self.inter_token = Histogram(_BETWEEN)
         self.end_to_end = Histogram(_WHOLE)
         self.decode_time = Histogram(_WHOLE)
+        self.queue_time = Histogram(_WHOLE)
+        self.prefill_time = Histogram(_WHOLE)
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
@@ -137,6 +139,8 @@ class _Snapshot:
                 ("time_to_first_token_seconds", "Submission to first token.", metrics.time_to_first_token),
                 ("inter_token_latency_seconds", "Between outputs of a request.", metrics.inter_token),
                 ("e2e_request_latency_seconds", "Submission to last token.", metrics.end_to_end),
+                ("request_queue_time_seconds", "Arrival to first step.", metrics.queue_time),
+                ("request_prefill_time_seconds", "First step to first token.", metrics.prefill_time),
                 ("request_decode_time_seconds", "First token to last token.", metrics.decode_time),
             ):
                 family = HistogramMetricFamily(f"{prefix}{name}", text, labels=["model_name"])

@@ -105,6 +105,8 @@ def _run(
         format=form,
         headers=headers,
         spend=functools.partial(service.rates.spend, key),
+        keep_text=False,
+        on_end=lambda _: None,
     )
     service.metrics.last_request_at = time.monotonic()
     return CompletionResponse(job, service.engine, service.metrics, service.tokenizer())
