@@ -128,6 +128,11 @@ class ConnectionFailedError(DeployctlError):
     meaning = "the machine cannot be reached over SSH: address, port, user, key or host key"
 
 
+class RemoteError(DeployctlError):
+    exit_code = 22
+    meaning = "a command of deployctl failed on the machine: no rights there (sudo), a program that is missing"
+
+
 class StoppedError(DeployctlError):
     exit_code = 130
     meaning = "Ctrl-C; what was started goes on or can be taken up again"
