@@ -56,7 +56,7 @@ def check_size(text: str) -> None:
 
 
 def stage0() -> str:
-    """Stage 0 as it travels: without comments, docstrings and blank lines, indented by one space per level.
+    """Stage 0 as it travels: without comments, docstrings, annotations and blank lines, one space of indent per level.
 
     The program stays the same; a test compares the syntax trees.
     """
@@ -75,10 +75,29 @@ def strip_source(source: str) -> str:
     comments = {token.start[0]: token.start[1] for token in tokens if token.type == tokenize.COMMENT}
     lines = [
         line[: comments.get(number, len(line))].rstrip()
-        for number, line in enumerate(source.splitlines(), 1)
+        for number, line in enumerate(_without_annotations(source), 1)
         if number not in dropped
     ]
     return "\n".join(re.sub("^ +", lambda indent: " " * (len(indent[0]) // 4), line) for line in lines if line)
+
+
+def _without_annotations(source: str) -> list[str]:
+    """The lines of an ASCII source with the annotations of functions taken out, each of which stands on one line.
+
+    Comments keep their columns: none stands beside a signature.
+    """
+    lines = source.splitlines()
+    cuts: list[tuple[int, int, int]] = []  # line, first column, the one after the last
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            cuts.append((node.lineno, node.col_offset + len(node.arg), node.annotation.end_col_offset or 0))
+        elif isinstance(node, ast.FunctionDef) and node.returns is not None:
+            line, end = node.returns.lineno, node.returns.end_col_offset or 0
+            cuts.append((line, lines[line - 1].rindex(" -> ", 0, end), end))
+    for line, start, end in sorted(cuts, reverse=True):
+        text = lines[line - 1]
+        lines[line - 1] = text[:start] + text[end:]
+    return lines
 
 
 def _template(name: str) -> str:

@@ -6,6 +6,7 @@
     current -> releases/<id>
     venvs/<sha256[:12]>/        one virtual environment per wheel
     agent -> venvs/…            the one that the agent runs from
+    spool/                      the mailbox, where it is no bucket: `Vm.spool`
     tls/                        certificate.pem, key.pem
     models/, hub/               weights (moved to the data disk where there is one)
 /run/deployctl/                 engine.sock, status.json, keys.json: gone with a reboot, made anew by the agent
@@ -24,6 +25,7 @@ Provider = Literal["aws", "alicloud"]
 
 VM_FILE = Path("/etc/deployctl/vm.json")
 STATE_DIR = Path("/var/lib/deployctl")
+SPOOL_DIR = STATE_DIR / "spool"
 RUN_DIR = Path("/run/deployctl")
 SERVER_USER = "deployctl-server"
 ENGINE_USER = "deployctl-engine"
@@ -31,11 +33,12 @@ GROUP = "deployctl"
 METADATA_ADDRESS: dict[Provider, str] = {"aws": "169.254.169.254", "alicloud": "100.100.100.200"}
 
 
-class Vm(Struct, frozen=True):
+class Vm(Struct, frozen=True, omit_defaults=True):
     """What user-data tells the VM: enough to find the mailbox, and nothing that may change.
 
     `endpoint` is the base URL below which the mailbox's keys lie, for example
-    https://<bucket>.s3.<region>.amazonaws.com or https://<bucket>.oss-<region>-internal.aliyuncs.com.
+    https://<bucket>.s3.<region>.amazonaws.com or https://<bucket>.oss-<region>-internal.aliyuncs.com. With `spool` the
+    mailbox is that folder of the VM: `bucket` is empty, and `endpoint` the store's own, for weights.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Vm(Struct, frozen=True):
     region: str
     bucket: str
     endpoint: str
+    spool: str | None = None
 
 
 def decode_vm(data: bytes) -> Vm:

@@ -5,7 +5,7 @@ mailbox ─► release/current.json ─► wheel (resumed, SHA-256) ─► runti
 Standard library only, Python 3.10 or newer; its unit starts it at every boot, and again when systemd has given the
 agent up. A run may be cut off anywhere: each step leaves a finished thing behind or nothing. It never gives up: what
 fails is told in status/status.json and tried again. An exception with a `hint` is something that waiting does not
-heal. `provision.user_data` takes comments, docstrings and wide indents out, because user-data is small.
+heal. `provision.user_data` takes comments, docstrings, annotations and wide indents out: user-data is small.
 """
 
 import errno
@@ -102,6 +102,15 @@ class Cloud:
 
     def request(self, method: str, key: str, body: bytes = b"", start: int = 0):
         """The open answer. Raises OSError with the object's key and the store's own code."""
+        if "spool" in self.vm:  # the mailbox is a folder of this VM: what is asked for is on its way
+            path = self.vm["spool"] + "/" + key
+            if body:
+                with open(path + ".new", "wb") as file:
+                    file.write(body)
+                return os.replace(path + ".new", path)
+            while not os.path.exists(path):
+                time.sleep(PAUSES[0])
+            return DIRECT.open("file://" + path)
         headers = {"content-type": "application/json"} if body else {}
         headers = sign(self.vm, self.credentials(), method, key, headers, body, time.time())
         if start:
@@ -146,7 +155,7 @@ class Cloud:
             start = file.tell()
             try:
                 answer = self.request("GET", key, start=start)
-                if answer.status == 200:
+                if answer.status != 206:
                     start = file.truncate(0)
                 size = start + int(answer.headers["content-length"])
                 while data := answer.read1(2**18):

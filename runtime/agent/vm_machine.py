@@ -1,4 +1,4 @@
-"""The agent's machine on a cloud: systemd's units, the mailbox's bucket, and what makes a bare VM ready.
+"""The agent's machine on a cloud: systemd's units, the mailbox, and what makes a bare VM ready.
 
 /run/deployctl/keys.json, status.json    copies for the server, which cannot reach the bucket
 /run/deployctl/boot                      a random name of this boot; gone after the next
@@ -48,13 +48,14 @@ from runtime.mailbox import (
     TLS_SECRET,
     BucketMailbox,
     Current,
+    FolderMailbox,
     Identity,
     Mailbox,
     Status,
     encode_status,
     write_atomic,
 )
-from runtime.vm import GROUP, RUN_DIR, SERVER_USER, STATE_DIR, decode_vm
+from runtime.vm import GROUP, RUN_DIR, SERVER_USER, STATE_DIR, Vm, decode_vm
 
 LOOPBACK = "127.0.0.1"
 BUCKET_S = 3.0  # between two looks into the bucket, and between two reports of progress to it
@@ -250,12 +251,19 @@ def wait_for_instance_id(metadata: Metadata) -> str:
             time.sleep(METADATA_AGAIN_S)
 
 
+def open_mailbox(vm: Vm) -> Mailbox:
+    """Raises BucketError."""
+    if vm.spool is not None:
+        return FolderMailbox(Path(vm.spool))
+    return BucketMailbox(open_bucket(vm.provider, vm.region, vm.bucket, vm.endpoint))
+
+
 def run(vm_file: Path) -> int:
     """The agent of a VM. Runs until SIGTERM or SIGINT, or until it must start again from another environment."""
     try:
         vm = decode_vm(vm_file.read_bytes())
         group, server_group = (grp.getgrnam(name).gr_gid for name in (GROUP, SERVER_USER))
-        bucket = BucketMailbox(open_bucket(vm.provider, vm.region, vm.bucket, vm.endpoint))
+        remote = open_mailbox(vm)
     except (OSError, ValueError, KeyError, BucketError) as error:
         print(f"error: {vm_file}: {error} | hint: run `deployctl-runtime install` first", file=sys.stderr)
         return 1
@@ -264,7 +272,7 @@ def run(vm_file: Path) -> int:
     metadata = Metadata(vm.provider)
     instance_id = wait_for_instance_id(metadata)
     mirrors = {KEYS: RUN_DIR / "keys.json", STATUS: RUN_DIR / "status.json"}
-    courier = Courier(bucket, STATE_DIR / "mailbox", mirrors, access)
+    courier = Courier(remote, STATE_DIR / "mailbox", mirrors, access)
     boot = boot_id(RUN_DIR, Releases(STATE_DIR, access).forgive)
     uploads = Uploads(courier)
 

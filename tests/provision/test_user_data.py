@@ -82,6 +82,10 @@ def test_what_travels_of_stage_0_is_the_same_program() -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             del node.body[0]
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
     assert ast.dump(ast.parse(stage0())) == ast.dump(tree)
 
 
@@ -98,7 +102,7 @@ def test_stage_0_runs_on_python_3_10_without_any_package() -> None:
 
 def test_stripping_leaves_a_hash_inside_a_string_alone() -> None:
     source = '"""Doc."""\n\nA = "# no comment"  # why\n\n\ndef f() -> str:\n    """Doc."""\n    # why\n    return A\n'
-    assert strip_source(source) == 'A = "# no comment"\ndef f() -> str:\n return A'
+    assert strip_source(source) == 'A = "# no comment"\ndef f():\n return A'
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
