@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from tests.lab.cloud_assistant import TAKES, CloudAssistant
+
 MOST_ON_A_PAGE = 50
 
 
@@ -73,6 +75,7 @@ class AlicloudApi:
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)  # (product, action)
+    assistant: CloudAssistant = field(default_factory=CloudAssistant)
 
     def __enter__(self) -> AlicloudApi:
         handler = type("Handler", (_Handler,), {"api": self})
@@ -113,6 +116,8 @@ class AlicloudApi:
             return refused[0], {"Code": refused[1], "Message": "refused by the test", "RequestId": "1"}
         if action in LISTINGS:
             return 200, self._list(action, arguments)
+        if action in TAKES:
+            return self.assistant.answer(action, arguments)
         return self._act(action, arguments)
 
     def _list(self, action: str, arguments: dict[str, str]) -> dict[str, Any]:
@@ -164,6 +169,8 @@ def _matches(item: dict[str, Any], listing: Listing, arguments: dict[str, str]) 
         return False
     name = arguments.get("KeyPairName")
     if name is not None and not item["KeyPairName"].startswith(name.removesuffix("*")):
+        return False
+    if "InstanceIds" in arguments and item.get("InstanceId") not in json.loads(arguments["InstanceIds"]):
         return False
     vpc = item.get("VpcId") or item.get("VpcAttributes", {}).get("VpcId")
     return all(
