@@ -1,7 +1,8 @@
 """The engine's loop: drain commands ► plan ► run ► apply ► send. One thread, no locks.
 
-It has no try/except of its own around a step: what fails there ends the process with status 70 (runtime.engine.main),
-and the supervisor starts it again. A watchdog thread does the same to a loop that no longer moves.
+What fails in a step ends the process with status 70 (runtime.engine.main), and the supervisor starts it again; the one
+exception is the first time that a prompt's part of a step finds no GPU memory. A watchdog thread ends a loop that no
+longer moves.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import sys
 import threading
 import time
 
+import torch
 from torch import Tensor
 
 from runtime.engine.exits import CRASHED
+from runtime.engine.gpu import GpuWatch
 from runtime.engine.grammar import GrammarError, Grammars
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.runner import Runner
@@ -26,6 +29,7 @@ from runtime.ops.sampling import INVALID, Logprobs, Sample
 
 IDLE_POLL_S = 1.0
 MAX_REASON = 300  # characters of a grammar's failure
+_NO_MEMORY = "the GPU has no memory left for a prompt of this length beside the others; send it again, or a shorter one"
 
 log = logging.getLogger("engine")
 
@@ -62,18 +66,28 @@ class EngineLoop:
     """Requests in, tokens out, until the process ends."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, link: ServerLink, watchdog: Watchdog, grammars: Grammars
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        link: ServerLink,
+        watchdog: Watchdog,
+        grammars: Grammars,
+        gpus: GpuWatch,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.watchdog = watchdog
         self.grammars = grammars
+        self.gpus = gpus
+        self._was_out_of_memory = False
         self._eos = frozenset(runner.model.spec.eos_token_ids)
 
     def run(self) -> None:
         while True:
             self._drain()
+            if (gpus := self.gpus.take()) is not None:
+                self.link.send(gpus)
             if self.scheduler.has_work:
                 self.link.send(Outputs(self.step(), self.scheduler.stats()))
             else:
@@ -83,13 +97,47 @@ class EngineLoop:
         """Plans and runs one step; returns what it produced."""
         self.watchdog.begin()
         rows = self.scheduler.plan()
+        self._note_starts(rows)
         allowed, broken = self._masks(rows)
-        samples = self.runner.step(rows, allowed)
-        self.scheduler.apply(rows, [sample.token for sample in samples])
-        sampled = (row.seq for row in rows if row.samples)
-        outputs = [self._output(seq, sample, broken.get(seq.id)) for seq, sample in zip(sampled, samples, strict=True)]
+        samples = self._samples(rows, allowed)
+        if samples is None:
+            outputs = [self._relieve(_largest(rows).seq)]
+        else:
+            self.scheduler.apply(rows, [sample.token for sample in samples])
+            sampled = (row.seq for row in rows if row.samples)
+            outputs = [
+                self._output(seq, found, broken.get(seq.id)) for seq, found in zip(sampled, samples, strict=True)
+            ]
         self.watchdog.end()
         return outputs
+
+    def _samples(self, rows: list[Row], allowed: dict[str, Tensor]) -> list[Sample] | None:
+        """Runs the rows on the device. None = no memory for a prompt's part, for the first time."""
+        try:
+            return self.runner.step(rows, allowed)
+        except torch.OutOfMemoryError:
+            # Decodes fit by construction, and other ranks wait in the middle of this step: nothing to go on with.
+            if self._was_out_of_memory or _largest(rows).count == 1 or not self.runner.alone:
+                raise
+            return None
+
+    def _relieve(self, seq: Sequence) -> Output:
+        """Ends the request with the largest part in a step that found no memory, and plans smaller steps from now on.
+
+        The others' parts were not applied: the next step computes them again.
+        """
+        self._was_out_of_memory = True
+        budget = max(1, self.scheduler.max_batched_tokens // 2)
+        log.error("out of memory: request %s fails, a step takes at most %d tokens from now on", seq.id, budget)
+        self.scheduler.max_batched_tokens = budget
+        self.runner.release_memory()
+        return self._give_up(seq, _NO_MEMORY)
+
+    def _note_starts(self, rows: list[Row]) -> None:
+        now = time.monotonic()
+        for row in rows:
+            if row.seq.started_at is None:
+                row.seq.started_at = now
 
     def _masks(self, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """(allowed tokens, why a grammar failed) by request id, for the rows that sample under a grammar."""
@@ -125,7 +173,9 @@ class EngineLoop:
                 try:
                     grammar = frame.sampling.grammar
                     matcher = None if grammar is None else self.grammars.open(grammar)
-                    self.scheduler.add(Sequence(frame.id, frame.prompt, frame.sampling, frame.salt, matcher))
+                    seq = Sequence(frame.id, frame.prompt, frame.sampling, frame.salt, matcher)
+                    seq.arrived_at = time.monotonic()
+                    self.scheduler.add(seq)
                 except ValueError as error:
                     self._refuse(frame.id, str(error))
             case Abort():
@@ -157,12 +207,17 @@ class EngineLoop:
             stopped_by_token=finish == "stop",
             cached_tokens=seq.cached_tokens if first else 0,
             logprobs=None if sample.logprobs is None else [_logprobs(sample.logprobs)],
+            queued_s=seq.queued_s if first else 0.0,
         )
 
     def _give_up(self, seq: Sequence, error: str) -> Output:
         """Ends one request; the others go on."""
         self.scheduler.finish(seq)
         return Output(seq.id, [], finish="error", error=error)
+
+
+def _largest(rows: list[Row]) -> Row:
+    return max(rows, key=lambda row: row.count)
 
 
 def _logprobs(found: Logprobs) -> TokenLogprobs:

@@ -23,6 +23,7 @@ from runtime.deployment import Deployment, EngineOptions
 from runtime.engine.blocks import BlockPool
 from runtime.engine.channel import Kind
 from runtime.engine.exits import ConfigError, run_to_end
+from runtime.engine.gpu import GpuWatch
 from runtime.engine.grammar import Grammars
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.load import Release, load_runner, open_device, read_release
@@ -90,7 +91,7 @@ def _serve(release_dir: Path, run_dir: Path) -> None:
     )
     log.info("ready after %.1f s", time.monotonic() - begin)
     grammars = Grammars(Path(weights.path), spec.vocab_size, spec.eos_token_ids)
-    EngineLoop(scheduler, runner, link, watchdog, grammars).run()
+    EngineLoop(scheduler, runner, link, watchdog, grammars, GpuWatch()).run()
 
 
 def _load_with_ranks(release: Release, release_dir: Path, run_dir: Path, link: ServerLink) -> Runner:

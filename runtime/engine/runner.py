@@ -45,6 +45,11 @@ class Runner:
         self._eos = tuple(model.spec.eos_token_ids)
 
     @property
+    def alone(self) -> bool:
+        """No other rank takes part in a step."""
+        return not self._others
+
+    @property
     def kv_bytes_per_block(self) -> int:
         """2 (key and value) · layers · block_size · K · D · bytes, on this rank."""
         spec = self.model.spec
@@ -101,6 +106,11 @@ class Runner:
         request = Sequence("", [0] * count, REHEARSED)
         request.blocks = [PADDING_BLOCK] * -(-count // self.block_size)
         return Row(request, 0, count, samples=True)
+
+    def release_memory(self) -> None:
+        """Gives what torch's allocator holds without using it back to the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def tell(self, kind: Kind, numbers: array[int] | None = None) -> None:
         """To every other rank."""

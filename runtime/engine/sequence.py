@@ -22,8 +22,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "_hashes", "blocks", "cached_tokens", "id", "matcher", "num_computed", "num_prompt", "sampling",
-        "sealed", "tokens",
+        "_hashes", "arrived_at", "blocks", "cached_tokens", "id", "matcher", "num_computed", "num_prompt", "sampling",
+        "sealed", "started_at", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -38,11 +38,18 @@ class Sequence:
         self.num_computed = 0
         self.sealed = 0  # leading blocks that were offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
+        self.arrived_at = 0.0  # seconds of a monotonic clock; the loop writes both, the scheduler knows no time
+        self.started_at: float | None = None  # when it was first part of a step
         self._hashes = [root_hash(salt)]  # _hashes[i + 1] belongs to full block i
 
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds from arrival to its first step."""
+        return 0.0 if self.started_at is None else self.started_at - self.arrived_at
 
     def block_hash(self, index: int, block_size: int) -> bytes:
         """Hash of full block `index`; extends the chain as needed."""

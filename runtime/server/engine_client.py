@@ -41,6 +41,7 @@ from runtime.server.errors import ApiError, engine_lost, overloaded
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.1
+GPUS_FRESH_S = 30.0
 DEFAULT_HANG_AFTER_S = 5.0  # until the engine's first heartbeat says better
 _LOST = "the engine stopped while it worked on this request; it restarts by itself, send the request again"
 _HUNG = "the engine has made no step for too long; send the request again later"
@@ -108,7 +109,7 @@ class EngineClient:
         self.ready: Ready | None = None
         self.progress: Progress | None = None
         self.stats: Stats | None = None
-        self.gpus: tuple[GpuUse, ...] = ()
+        self._gpus: tuple[float, tuple[GpuUse, ...]] = (0.0, ())  # when they were read, and what was
         self.hung = False
         self.was_ready = False  # since the server's start
         self.fault: str | None = None  # why a connected engine cannot be used
@@ -121,6 +122,12 @@ class EngineClient:
     @property
     def open_requests(self) -> int:
         return len(self._inboxes)
+
+    @property
+    def gpus(self) -> tuple[GpuUse, ...]:
+        """The machine's GPUs; empty where there are none, or when the last reading is old."""
+        read_at, gpus = self._gpus
+        return gpus if time.monotonic() - read_at < GPUS_FRESH_S else ()
 
     @property
     def silent_s(self) -> float:
@@ -190,7 +197,7 @@ class EngineClient:
         self._transport = None
         self.connected = False
         self.ready = self.progress = self.stats = self.fault = None
-        self.gpus = ()
+        self._gpus = (0.0, ())
         self.hung = False
         self._hang_after_s = DEFAULT_HANG_AFTER_S
         if self._inboxes:
@@ -212,7 +219,7 @@ class EngineClient:
                 self.stats = stats
                 self._hang_after_s = hang_after_s
             case Gpus(gpus):
-                self.gpus = gpus
+                self._gpus = (self._last_frame, gpus)
             case Progress():
                 self.progress = frame
             case Ready():

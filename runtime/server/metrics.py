@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import generate_latest
 
-from runtime.ipc import Stats
+from runtime.ipc import GpuUse, Stats
 from runtime.server.rates import Account
 
 # Upper bounds in seconds, from one GPU step to a long answer on a CPU.
@@ -95,11 +95,16 @@ class Metrics:
         self.last_request_at = time.monotonic()
 
     def expose(
-        self, stats: Stats | None, open_requests: int, serving: bool, accounts: Mapping[str, Account] | None = None
+        self,
+        stats: Stats | None,
+        open_requests: int,
+        serving: bool,
+        accounts: Mapping[str, Account] | None = None,
+        gpus: Sequence[GpuUse] = (),
     ) -> bytes:
         """The text that Prometheus reads. `stats` None: no engine, so its gauges are left out."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Snapshot(self, self._model, stats, open_requests, serving, accounts or {}))
+        registry.register(_Snapshot(self, self._model, stats, open_requests, serving, accounts or {}, gpus))
         return generate_latest(registry)
 
 
@@ -114,6 +119,7 @@ class _Snapshot:
         open_requests: int,
         serving: bool,
         accounts: Mapping[str, Account],
+        gpus: Sequence[GpuUse],
     ) -> None:
         self._metrics = metrics
         self._model = model
@@ -121,6 +127,7 @@ class _Snapshot:
         self._open_requests = open_requests
         self._serving = serving
         self._accounts = accounts
+        self._gpus = gpus
 
     def collect(self) -> Iterator[Metric]:
         metrics = self._metrics
@@ -159,6 +166,7 @@ class _Snapshot:
             refused.add_metric([self._model, status], count)
         yield refused
         yield from self._keys()
+        yield from self._gpu_families()
 
     def _engine(self, prefix: str, stats: Stats) -> Iterator[Metric]:
         yield self._gauge(prefix, "num_requests_running", "Requests in the running batch.", stats.running)
@@ -183,6 +191,20 @@ class _Snapshot:
             tokens.add_metric([self._model, name, "prompt"], account.prompt_tokens)
             tokens.add_metric([self._model, name, "completion"], account.completion_tokens)
         yield from (requests, refused, tokens)
+
+    def _gpu_families(self) -> Iterator[Metric]:
+        """A value that the driver does not tell is absent, not zero."""
+        labels = ["model_name", "gpu", "name"]
+        used = GaugeMetricFamily("deployctl_gpu_memory_used_bytes", "Of all processes.", labels=labels)
+        total = GaugeMetricFamily("deployctl_gpu_memory_total_bytes", "Of the card.", labels=labels)
+        busy = GaugeMetricFamily("deployctl_gpu_utilization", "Share of time with a kernel, 0 to 1.", labels=labels)
+        for gpu in self._gpus:
+            values = [self._model, str(gpu.index), gpu.name]
+            used.add_metric(values, gpu.memory_used)
+            total.add_metric(values, gpu.memory_total)
+            if gpu.utilization is not None:
+                busy.add_metric(values, gpu.utilization)
+        yield from (family for family in (used, total, busy) if family.samples)
 
     def _gauge(self, prefix: str, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(prefix + name, text, labels=["model_name"])

@@ -34,7 +34,7 @@ def add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         engine = service.engine
         serving = service.readiness.unready() is None
-        body = service.metrics.expose(engine.stats, engine.open_requests, serving, service.rates.accounts)
+        body = service.metrics.expose(engine.stats, engine.open_requests, serving, service.rates.accounts, engine.gpus)
         return Response(body, media_type=_METRICS_TYPE)
 
     @app.get("/version")
