@@ -155,7 +155,7 @@ class LocalState:
         current = self.current()
         return self._read(current.deployment, decode_deployment) if current else None
 
-    def keys(self) -> list[ApiKey]:
+    def api_keys(self) -> list[ApiKey]:
         """All keys that the machine lets in, the default first; none before the first `up`."""
         return self._read(KEYS, decode_keys) or []
 

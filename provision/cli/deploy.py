@@ -142,7 +142,7 @@ def make_order(target: LocalTarget, spec: DeploymentSpec, plan: Plan) -> Order:
     """The next release, with the user's own key, the one from before, or a new one."""
     own = spec.api_key.get_secret_value() if spec.api_key else None
     key = own or target.state.api_key() or make_api_key()
-    release, others = target.state.next_release(), besides_default(target.state.keys())
+    release, others = target.state.next_release(), besides_default(target.state.api_keys())
     return render(spec, plan.engine_options(), plan.predicted(), release=release, api_key=key, others=others)
 
 
