@@ -88,6 +88,8 @@ class Deployment(Struct, frozen=True):
     listen: Listen
     predicted: Predicted | None = None
     setup: Setup | None = None  # None on local
+    hold_max_s: float = 120.0  # how long a request may wait while this release takes over
+    drain_max_s: float = 60.0  # how long requests may go on once another release has taken over
     schema: int = SCHEMA
 
 

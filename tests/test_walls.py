@@ -17,6 +17,7 @@ SHARED = (
     "runtime.sizing",
     "runtime.model_spec",
     "runtime.deployment",
+    "runtime.handover",
     "runtime.mailbox",
     "runtime.bucket",
     "runtime.s3",

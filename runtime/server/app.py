@@ -27,7 +27,13 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(service.engine.run()), asyncio.create_task(service.model.load())]
+        hold = service.readiness.hold
+
+        async def follow_engine() -> None:
+            await hold.predecessor_gone()
+            await service.engine.run()
+
+        tasks = [asyncio.create_task(work) for work in (follow_engine(), service.model.load(), hold.run())]
         yield
         for task in tasks:
             task.cancel()

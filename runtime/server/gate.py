@@ -8,6 +8,7 @@ import secrets
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.server.auth import KeyRing
+from runtime.server.engine_client import ClientGoneError
 from runtime.server.errors import ApiError, not_ready
 from runtime.server.metrics import Metrics
 from runtime.server.pages import PATHS
@@ -17,6 +18,7 @@ OPEN_PATHS = frozenset({"/health", *PATHS})  # answered without a key
 KEY = "deployctl.key"  # where the matched ApiKey stands in the ASGI scope
 REQUEST_ID = "deployctl.request_id"  # and the request's id: the client's X-Request-Id, or a random one
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TOKENIZER_PATHS = frozenset({"/tokenize", "/detokenize"})
 
 
 class Gate:
@@ -37,13 +39,19 @@ class Gate:
         given = headers.get(b"x-request-id", b"")
         scope[REQUEST_ID] = given.decode() if _ID.fullmatch(given) else secrets.token_hex(12)
         answer = _named(send, scope[REQUEST_ID])
+        body = self._measured(receive)
         try:
             self._check(scope, headers)
+            if needs_engine(scope["path"]):
+                body = await self._readiness.hold.pass_through(body, self._readiness.unready)
+                self._check_ready(scope["path"])
+        except ClientGoneError:
+            return
         except ApiError as error:
             self._metrics.refused[str(error.status_code)] += 1
             await error.response()(scope, receive, answer)
             return
-        await self._app(scope, self._measured(receive), answer)
+        await self._app(scope, body, answer)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         key = self._keys.match(headers.get(b"authorization", b"").decode("latin-1"))
@@ -55,11 +63,13 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         scope[KEY] = key
-        if scope["path"].startswith("/v1/") and (unready := self._readiness.unready()) is not None:
-            raise not_ready(unready)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._max_body:
             raise self._too_large()
+
+    def _check_ready(self, path: str) -> None:
+        if path.startswith("/v1/") and (unready := self._readiness.unready()) is not None:
+            raise not_ready(unready)
 
     def _measured(self, receive: Receive) -> Receive:
         """Counts a body that comes without, or beyond, its content-length."""
@@ -78,6 +88,11 @@ class Gate:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is over the limit of {self._max_body} bytes", code="body_too_large")
+
+
+def needs_engine(path: str) -> bool:
+    """Whether a request waits while a release takes over."""
+    return path.startswith("/v1/") or path in _TOKENIZER_PATHS
 
 
 def _named(send: Send, request_id: str) -> Send:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import ssl
 import sys
 from pathlib import Path
 
 from runtime.deployment import Deployment, decode_deployment
+from runtime.handover import predecessor
 from runtime.server.tls import TlsError, server_context
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 4.0  # how long running streams may go on after SIGTERM; the supervisor kills after 6 s
 BACKLOG = 2048
 _FIRST_PASSED_FD = 3  # systemd's socket protocol
 
@@ -70,9 +69,9 @@ def _serve(
 
     from runtime.server.app import create_app
     from runtime.server.auth import KeyRing
+    from runtime.server.drain import DrainingProtocol, DrainingServer
     from runtime.server.engine_client import EngineClient
-    from runtime.server.errors import SERVER, ApiError
-    from runtime.server.http_protocol import BoundedProtocol
+    from runtime.server.hold import Hold
     from runtime.server.metrics import Metrics
     from runtime.server.model import Model
     from runtime.server.rates import Rates
@@ -82,11 +81,12 @@ def _serve(
     pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
     engine = EngineClient(run_dir, deployment.release, deployment.engine.max_num_seqs)
     model = Model(release, pool)
+    hold = Hold(run_dir, deployment.release, engine, model, deployment.hold_max_s, predecessor())
     service = Service(
         deployment=deployment,
         engine=engine,
         model=model,
-        readiness=Readiness(status, engine, model),
+        readiness=Readiness(status, engine, model, hold),
         keys=KeyRing(keys),
         metrics=Metrics(deployment.model.served_name),
         rates=Rates(),
@@ -94,18 +94,9 @@ def _serve(
         started=int(time.time()),
     )
 
-    class Server(uvicorn.Server):
-        """Streams that outlive the grace period end with an error event, not with a cut connection."""
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            stopping = ApiError(503, "the server is stopping", code="stopping", kind=SERVER)
-            timer = asyncio.get_running_loop().call_later(GRACE_S, engine.fail_all, stopping)
-            await super().shutdown(sockets)
-            timer.cancel()
-
     config = uvicorn.Config(
         create_app(service),
-        http=BoundedProtocol,
+        http=DrainingProtocol,
         timeout_keep_alive=60,  # longer than the pauses of a client that reuses its connection
         ws="none",
         lifespan="on",
@@ -113,15 +104,12 @@ def _serve(
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=int(GRACE_S) + 1,
     )
     config.load()
     config.ssl = context
-    # uvicorn raises the signal again once it has shut down; by then there is nothing left to end.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     logger.info("serving %s on %s", deployment.model.served_name, listener.getsockname())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Server(config).serve(sockets=[listener]))
+        runner.run(DrainingServer(config, engine, hold, deployment.drain_max_s).serve(sockets=[listener]))
     pool.shutdown(wait=False, cancel_futures=True)
     return 0
 

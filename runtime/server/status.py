@@ -10,6 +10,7 @@ import msgspec
 from runtime.mailbox import PHASES, Status, decode_status
 from runtime.server.engine_client import EngineClient
 from runtime.server.errors import Unready
+from runtime.server.hold import Hold
 from runtime.server.model import Model
 
 logger = logging.getLogger(__name__)
@@ -21,10 +22,11 @@ _LOGS_HINT = "see the engine's log (deployctl logs)"
 class Readiness:
     """Answers for `/health` and the 503 bodies."""
 
-    def __init__(self, path: Path, engine: EngineClient, model: Model) -> None:
+    def __init__(self, path: Path, engine: EngineClient, model: Model, hold: Hold) -> None:
         self._path = path
         self._engine = engine
         self._model = model
+        self.hold = hold
 
     def unready(self) -> Unready | None:
         """None when requests are taken.
@@ -32,7 +34,7 @@ class Readiness:
         The agent leads until the phase `load`; from there on the engine's own frames are fresher.
         """
         if self._engine.serving and self._model.tokenizer is not None:
-            return None
+            return self.hold.unready()
         status = self._read()
         if (
             status is not None

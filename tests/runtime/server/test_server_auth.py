@@ -15,6 +15,7 @@ from runtime.server.app import create_app
 from runtime.server.auth import KeyRing
 from runtime.server.engine_client import EngineClient
 from runtime.server.gate import OPEN_PATHS
+from runtime.server.hold import Hold
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
 from runtime.server.pages import PATHS
@@ -37,7 +38,7 @@ def routes() -> list[tuple[str, str]]:
         engine=EngineOptions(dtype="float32", device="cpu", max_model_len=8, max_num_seqs=1),
         listen=Listen(),
     )
-    readiness = Readiness(nowhere, engine, model)
+    readiness = Readiness(nowhere, engine, model, Hold(nowhere, "r", engine, model, 0.0, None))
     service = Service(deployment, engine, model, readiness, KeyRing(nowhere), Metrics("m"), Rates(), pool, 0)
     app = create_app(service)
     found = [route for route in app.routes if isinstance(route, APIRoute)]

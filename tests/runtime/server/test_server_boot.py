@@ -15,7 +15,7 @@ from engine_double import DEADLINE_S, poll
 from server_process import KEY, MODEL, RELEASE, Server
 
 from runtime.mailbox import Phase, Status, encode_status, write_atomic
-from runtime.server.main import GRACE_S
+from runtime.server.drain import GRACE_S
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 FIELDS = {"phase", "percent", "eta_s", "error", "hint"}
