@@ -5,6 +5,7 @@ $XDG_STATE_HOME/deployctl/.pulumi/
     passphrase     what encrypts its secrets: random, mode 0600
     project/       Pulumi.yaml and __main__.py, for deployctl that does not run from a checkout; Pulumi.<stack>.yaml
     certificates/  what endpoints' clients pin, one PEM file per deployment
+    ssh/<name>/    key and host key of a deployment's machine
 
 `deployctl config pulumi` prints the variables with which a plain `pulumi` works on the same stacks. Nothing here
 imports Pulumi: `deployctl ps` asks whether there may be stacks at all before it waits for that.
@@ -159,6 +160,11 @@ def own_copy() -> Path:
 def certificate_file(name: str) -> Path:
     """The PEM that clients of deployment `name` trust."""
     return pulumi_root() / "certificates" / f"{name}.pem"
+
+
+def ssh_folder(name: str) -> Path:
+    """Where the key and the host key of deployment `name` on a cloud lie."""
+    return pulumi_root() / "ssh" / name
 
 
 def shell_lines(backend: Backend) -> str:

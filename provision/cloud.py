@@ -65,6 +65,8 @@ class Exports(msgspec.Struct, frozen=True):
     zone: str | None = None
     instance_type: str | None = None
     mailbox: str | None = None
+    ssh_user: str | None = None
+    ssh_private_key: str | None = None
     release: str | None = None
     model: str | None = None
     allowed_cidrs: tuple[str, ...] = ()
@@ -182,10 +184,13 @@ class CloudTarget:
 
     def certificate(self) -> str | None:
         """The certificate of this very instance, None before it has published one. Raises BucketError."""
+        identity = self.identity()
+        return identity.certificate if identity else None
+
+    def identity(self) -> Identity | None:
+        """What this very instance has published about itself; None before that. Raises BucketError."""
         identity: Identity | None = _decoded(self.mailbox.get(IDENTITY), decode_identity)
-        if identity is None or identity.instance_id != self.exports.instance_id:
-            return None
-        return identity.certificate
+        return identity if identity is not None and identity.instance_id == self.exports.instance_id else None
 
     def deployment(self) -> Deployment | None:
         """What the machine was told to serve. Raises BucketError."""

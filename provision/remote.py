@@ -350,6 +350,9 @@ class Remote:
                     at += len(data)
                     if report is not None:
                         report(at, size)
+            # Pipelined writes are not answered one by one, and nobody tells of one that failed.
+            if (self.files.stat(part).st_size or 0) != size:
+                raise OSError(f"only {self.files.stat(part).st_size} bytes have arrived")
         return size - start
 
     def _exists(self, path: str) -> bool:
