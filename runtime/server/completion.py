@@ -71,7 +71,7 @@ class CompletionResponse(Response):
                     index=index,
                     request_id=name,
                     prompt_tokens=len(prompt),
-                    detokenizer=Detokenizer(tokenizer.tokenizer, prompt if job.continues_prompt else ()),
+                    detokenizer=Detokenizer(tokenizer.texts, prompt if job.continues_prompt else ()),
                     stops=StopMatcher(job.stops) if job.stops else None,
                     min_tokens=sampling.min_tokens,
                     submitted_at=now,

@@ -1,52 +1,47 @@
-"""Token ids to text, one request at a time, as the ids arrive."""
+"""Token ids to text, one request at a time, as the ids arrive.
+
+Tokens become bytes and bytes become text, each once: work per token is constant. `tokenizers.DecodeStream` decodes all
+that it holds back again for every token, so that an output of broken characters costs the square of its length, and it
+loses whole characters beside them where bytes are tokens of their own.
+"""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+from runtime.server.logprobs import TokenTexts
 
-CONTEXT = 6  # prompt tokens that decide how the first output token is written
-_BROKEN = "\ufffd"  # what a decoder writes for bytes that are no UTF-8 (yet)
+_new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
     """Incremental text of one output; special tokens are skipped.
 
-    A character whose bytes are spread over several tokens appears with its last token. The concatenation of
-    all returned texts equals decoding all ids at once.
+        tokens   |..|...|.|....|        bytes of one character may lie in several tokens
+        text     |......|  held         shown once its last byte is there
 
-    `context`: the last ids of a prompt that the output continues; without it a decoder that strips the first
-    word's space would strip it here.
+    The concatenation of all returned texts is the text of all bytes at once, with U+FFFD for what is no UTF-8.
+
+    `context`: tokens of a prompt that the output continues; without one, a tokenizer that writes a space before
+    the first word of a text has it taken away here.
     """
 
-    __slots__ = ("_pending", "_stream", "_tokenizer")
+    __slots__ = ("_decoder", "_strip", "_texts")
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._pending: list[int] = []
-        ids = list(context[-CONTEXT:])
-        # A context that ends inside a character would come out again together with the output.
-        if ids and not tokenizer.decode(ids, skip_special_tokens=True).endswith(_BROKEN):
-            self._stream.step(tokenizer, ids)
+    def __init__(self, texts: TokenTexts, context: Sequence[int] = ()) -> None:
+        self._texts = texts
+        self._decoder = _new_decoder("replace")
+        self._strip = texts.strips_first_space and not any(map(texts.shown, context))
 
     def step(self, token: int) -> str:
         """The text that this token completes, often empty."""
-        try:
-            text = self._stream.step(self._tokenizer, token)
-        except Exception:  # the stream lost its prefix (tokenizers raises a bare Exception): start it anew
-            self._stream = DecodeStream(skip_special_tokens=True)
-            text = self._stream.step(self._tokenizer, [*self._pending, token])
-        if text is None:
-            self._pending.append(token)
-            return ""
-        if self._pending:
-            self._pending.clear()
+        text = self._decoder.decode(self._texts.shown(token))
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
         return text
 
     def flush(self) -> str:
         """The output is complete: bytes that never became a character, as U+FFFD."""
-        pending, self._pending = self._pending, []
-        return self._tokenizer.decode(pending, skip_special_tokens=True) if pending else ""
+        return self._decoder.decode(b"", final=True)

@@ -12,6 +12,7 @@ from runtime.ipc import TokenLogprobs
 
 LOWEST = -9999.0  # JSON has no minus infinity
 _BYTE_TOKEN_LENGTH = len("<0xAB>")
+_SPACE = "\u2581"  # SentencePiece writes spaces so
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -48,15 +49,29 @@ class TextLogprobs(msgspec.Struct, frozen=True):
 
 
 class TokenTexts:
-    """Bytes of single tokens of one tokenizer."""
+    """Bytes of single tokens of one tokenizer: byte-level, or SentencePiece's with ▁ for a space."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._added = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {token: entry.content for token, entry in added.items()}
+        self._special = {token for token, entry in added.items() if entry.special}
         self._is_byte_level = "ByteLevel" in repr(tokenizer.decoder)
+        self._known: dict[int, bytes] = {}
+        space = None if self._is_byte_level else tokenizer.token_to_id(_SPACE)
+        self.strips_first_space = space is not None and tokenizer.decode([space, space]) == " "
+
+    def shown(self, token: int) -> bytes:
+        """What the token adds to an answer: nothing where it is a special one."""
+        return b"" if token in self._special else self.bytes_of(token)
 
     def bytes_of(self, token: int) -> bytes:
         """What the token stands for, before bytes become characters; special tokens as they are written."""
+        if (known := self._known.get(token)) is None:
+            known = self._known[token] = self._bytes_of(token)
+        return known
+
+    def _bytes_of(self, token: int) -> bytes:
         if (added := self._added.get(token)) is not None:
             return added.encode()
         written = self._tokenizer.id_to_token(token)
@@ -66,7 +81,7 @@ class TokenTexts:
             return bytes(_byte_of_character().get(character, 0x3F) for character in written)
         if len(written) == _BYTE_TOKEN_LENGTH and written.startswith("<0x") and written.endswith(">"):
             return bytes([int(written[3:5], 16)])
-        return written.replace("\u2581", " ").encode()
+        return written.replace(_SPACE, " ").encode()
 
     def describe(self, token: int, found: TokenLogprobs) -> ChatLogprob:
         """The chosen token with its alternatives."""

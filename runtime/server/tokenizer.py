@@ -12,10 +12,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from runtime.server.chat_template import ChatTemplate, ChatTemplateError
+from runtime.server.detokenizer import Detokenizer
 from runtime.server.logprobs import TokenTexts
 from runtime.server.output_parser import CALL, END_THINK, THINK, ToolFormat
 
 _TEMPLATE_FILE = "chat_template.jinja"
+_SAMPLE = "One, two: 3 wörds\n\t你好 🎉"
 
 
 class TokenizerError(Exception):
@@ -72,7 +74,16 @@ class ModelTokenizer:
             template = None if source is None else ChatTemplate(source, special_tokens)
         except ChatTemplateError as error:
             raise TokenizerError(f"{folder}: {error}") from error
-        return cls(tokenizer, template)
+        loaded = cls(tokenizer, template)
+        if not loaded._streams_as_decoded():
+            raise TokenizerError(f"{path}: text in a form that is unknown here: {_name_of(tokenizer.decoder)}")
+        return loaded
+
+    def _streams_as_decoded(self) -> bool:
+        """A text comes out token by token as the library writes it at once."""
+        ids = self.tokenizer.encode(_SAMPLE, add_special_tokens=False).ids
+        detokenizer = Detokenizer(self.texts)
+        return "".join([*map(detokenizer.step, ids), detokenizer.flush()]) == self.text_of(ids)
 
     def encode_chat(
         self,
@@ -139,6 +150,10 @@ class ModelTokenizer:
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is not valid Unicode at character {error.start}") from error
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+def _name_of(decoder: object) -> str:
+    return "no decoder" if decoder is None else f"decoder {type(decoder).__name__}"
 
 
 def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from runtime.server.detokenizer import Detokenizer
+from runtime.server.logprobs import TokenTexts
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], context: list[int] | None = None) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, context or ())
+    detokenizer = Detokenizer(TokenTexts(tokenizer), context or ())
     return [*map(detokenizer.step, ids), detokenizer.flush()]
 
 
@@ -59,3 +60,14 @@ def test_a_continued_prompt_keeps_the_space_before_its_first_new_word(metaspace:
 
 def test_a_prompt_that_ends_inside_a_character_does_not_come_back(metaspace: Tokenizer) -> None:
     assert "a" not in "".join(stream(metaspace, [4], context=[1, 3]))
+
+
+def test_a_prompt_of_special_tokens_alone_leaves_the_first_word_without_a_space(metaspace: Tokenizer) -> None:
+    metaspace.add_special_tokens(["<s>"])
+    start = metaspace.token_to_id("<s>")
+    assert start is not None
+    assert "".join(stream(metaspace, [2, 2], context=[start])) == "a a"
+
+
+def test_characters_beside_broken_ones_are_not_lost(metaspace: Tokenizer) -> None:
+    assert "".join(stream(metaspace, [3, 3, 4, 4, 2])) == "\ufffdé\ufffd a"
