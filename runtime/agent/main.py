@@ -43,6 +43,7 @@ class Settings:
     retry_most_s: float = 60.0
     no_progress_s: float = 300.0
     hang_s: float = 120.0  # not ready and nothing moves, though the engine runs: it is restarted
+    silent_s: float = 10.0  # the same once it has loaded: the server has waited for a step before it says so
     converter: tuple[str, ...] = CONVERTER
     free_bytes: Callable[[Path], int] | None = None
 
@@ -303,11 +304,15 @@ class Agent:
             settled.seen, settled.moved_at = pids, now
             self._board.post(release.id, "ready", Progress(percent=100.0), error=settled.error, hint=settled.hint)
             return
-        seen = (pids, health)
+        # Not what it says: "no step for 8 s" is no progress after "no step for 6 s".
+        seen = (pids, None if health is None else (health.phase, health.percent))
+        patience_s = (
+            self._settings.silent_s if health is not None and health.phase == "serve" else self._settings.hang_s
+        )
         if seen != settled.seen:
             settled.seen, settled.moved_at = seen, now
-        elif now - settled.moved_at > self._settings.hang_s:
-            self._log(f"not ready and nothing moves for {self._settings.hang_s:g} s: restart of the engine")
+        elif now - settled.moved_at > patience_s:
+            self._log(f"not ready and nothing moves for {patience_s:g} s: restart of the engine")
             settled.moved_at = now
             self._units.restart("engine")
         progress = Progress() if health is None else Progress(health.percent, None, health.eta_s)

@@ -34,13 +34,13 @@ class Matcher:
         """
         packed = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         if self._matcher.is_error():
-            raise GrammarError(self._matcher.get_error())
+            raise GrammarError(_reason(self._matcher))
         return ((packed[:, None] >> _BITS) & 1).bool().flatten()[: self._vocab_size]
 
     def accept(self, token: int) -> None:
         """Moves on by one token that `allowed` allowed. Raises GrammarError."""
         if not self._matcher.consume_token(token):
-            raise GrammarError(self._matcher.get_error())
+            raise GrammarError(_reason(self._matcher))
 
 
 class Grammars:
@@ -61,5 +61,10 @@ class Grammars:
             self._tokenizer = LLTokenizer(path, n_vocab=self._vocab_size, eos_token=self._eos)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise GrammarError(matcher.get_error())
+            raise GrammarError(_reason(matcher))
         return Matcher(matcher, self._vocab_size)
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """The error without the dump of the parser's state that follows it."""
+    return matcher.get_error().partition("\n")[0]

@@ -1,23 +1,32 @@
-"""HTTP parsing with a bound on the request's head, which httptools itself does not have."""
+"""HTTP parsing with a bound on the request's head, which httptools itself does not have, and refusals in the envelope.
+
+What is no HTTP, or never ends its head, is answered and the connection closed: nobody has shown a key at that point.
+"""
 
 from __future__ import annotations
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from runtime.server.errors import ApiError
+
 MAX_HEAD = 64 * 2**10  # bytes of request line and headers
+LINGER_S = 1.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose head does not end: nobody has shown a key at that point."""
+    """A connection is refused once; what still arrives on it is dropped."""
 
     _in_head = False
     _head_bytes = 0
+    _refused = False
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
         if self._head_bytes > MAX_HEAD:
-            self.transport.close()
+            self._refuse(ApiError(431, f"the request's head is over the limit of {MAX_HEAD} bytes"), b"too large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -26,3 +35,20 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError(400, "this is not an HTTP request that can be read"), b"bad request")
+
+    def _refuse(self, error: ApiError, reason: bytes) -> None:
+        self._refused = True
+        if self.transport.is_closing():
+            return
+        body = error.body()
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (error.status_code, reason, len(body), body)
+        )
+        # Closed at once with bytes unread, the kernel would reset the connection and the answer be lost.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from runtime.server.errors import bounded, invalid
+from runtime.server.errors import ApiError, bounded, invalid
 
 MAX_GRAMMAR = 64 * 2**10  # characters of a schema, expression or list of choices
 MAX_DEPTH = 32  # of a schema
 _ESCAPED = {"/": "\\/", "\n": "\\n"}
 # A part of the library's defaults for building, so that a hostile grammar costs milliseconds.
 _LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_grammar_size=50_000, verbose_errors=False)
+_TRIED_BYTES = 4  # of an output: what explodes when it is followed does so at once
 _REST = "rest[lazy]: /(.|\\n)*<\\/think>/\nspace: /\\s+/\n"
 _THINKING = {
     "none": "start: body\n",
@@ -89,8 +91,31 @@ def grammar(body: str, thinking: Thinking, param: str) -> str:
     is_error, messages = LLMatcher.validate_grammar_with_warnings(whole, limits=_LIMITS)
     if is_error or messages:
         reason = (messages[0] if messages else "it cannot be built").strip().partition("\n")[0]
-        raise invalid(f"cannot be enforced: {bounded(reason)}", param, "unsupported_grammar")
+        raise _not_enforced(reason, param)
+    _follow(LLMatcher.grammar_from_lark(_THINKING["none"] + body), param)
     return whole
+
+
+def _follow(grammar: str, param: str) -> None:
+    """Takes the first bytes of some output: `(a{1000}){1000}` can be built but not followed. Raises ApiError 400."""
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_LIMITS)
+    for _ in range(_TRIED_BYTES):
+        allowed = int.from_bytes(matcher.compute_bitmask(), "little")
+        first = (allowed & -allowed).bit_length() - 1
+        if matcher.is_error() or not 0 <= first <= 0xFF or not matcher.consume_token(first):
+            break
+    if matcher.is_error():
+        raise _not_enforced(matcher.get_error().partition("\n")[0], param)
+
+
+@lru_cache(1)
+def _bytes() -> LLTokenizer:
+    """A vocabulary of 256 bytes and an end."""
+    return LLTokenizer("byte")
+
+
+def _not_enforced(reason: str, param: str) -> ApiError:
+    return invalid(f"cannot be enforced: {bounded(reason)}", param, "unsupported_grammar")
 
 
 def _check_size(text: str, param: str) -> None:

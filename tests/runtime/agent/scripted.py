@@ -7,7 +7,8 @@ With SCRIPTED_VM=1 the agent is that of a cloud's VM, but for systemd and the me
 mailbox folder keeps it from its mailbox.
 
 What the engine does is written in the deployment's served name: `ok`, `slow` (percent moves until the file `go` is
-in the release folder), `stuck` (the same, but the percent stays), `refuse` (exit 78), `crash` (exit 70).
+in the release folder), `stuck` (the same, but the percent stays), `silent` (the same, once it has loaded), `refuse` (exit 78),
+`crash` (exit 70).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -58,7 +60,7 @@ def agent(state: Path, mailbox: Path) -> int:
         return 1000 if full.exists() else 2**40
 
     patience = float(os.environ.get("SCRIPTED_PATIENCE_S", "60"))
-    times = Settings(poll_s=0.05, probe_s=0.1, retry_s=0.1, no_progress_s=patience, hang_s=patience)
+    times = Settings(poll_s=0.05, probe_s=0.1, retry_s=0.1, no_progress_s=patience, hang_s=patience, silent_s=1.0)
     if os.environ.get("SCRIPTED_VM") == "1":
         return vm_agent(state, mailbox, times)
     return run(state, mailbox, replace(times, free_bytes=free_bytes))
@@ -180,7 +182,10 @@ def engine(release: str, run_dir: str) -> int:
         client, _ = listener.accept()
         ready = behaviour == "ok" or (folder / "go").exists()
         percent = min(99.0, percent + 1) if behaviour == "slow" else 7.0
-        client.sendall(json.dumps({"ready": ready, "phase": "load", "percent": percent}).encode())
+        told: dict[str, object] = {"ready": ready, "phase": "load", "percent": percent}
+        if behaviour == "silent":
+            told = {"ready": ready, "phase": "serve", "error": f"no step, seen at {time.monotonic()}"}
+        client.sendall(json.dumps(told).encode())
         client.close()
 
 

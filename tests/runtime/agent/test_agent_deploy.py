@@ -220,6 +220,20 @@ def test_an_engine_that_hangs_is_restarted(machine: Machine) -> None:
     machine.wait_ready("r1")
 
 
+def test_an_engine_that_makes_no_step_any_more_is_restarted_soon(machine: Machine) -> None:
+    machine.deploy("r1", "silent")
+    machine.start()
+    go = machine.state / "releases" / "r1" / "go"
+    wait_for(go.parent.exists, "the release is there")
+    go.touch()
+    machine.wait_ready("r1")
+    hanging = machine.pid("engine")
+    go.unlink()
+    wait_for(lambda: machine.units.state("engine").pid not in (None, hanging), "a new engine")
+    go.touch()
+    machine.wait_ready("r1")
+
+
 def test_a_load_that_stands_still_is_given_up_with_what_health_says(machine: Machine) -> None:
     machine.env["SCRIPTED_PATIENCE_S"] = "2"
     machine.deploy("r1", "stuck")

@@ -213,6 +213,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"guided_json": "[]"}, "guided_json"),
     ({"guided_regex": "("}, "guided_regex"),
     ({"guided_regex": "(?=a)b"}, "guided_regex"),
+    ({"guided_regex": "(a{1000}){1000}"}, "guided_regex"),
     ({"guided_choice": []}, "guided_choice"),
     ({"guided_choice": ["a", ""]}, "guided_choice"),
     ({"guided_choice": ["a"], "guided_regex": "b"}, None),

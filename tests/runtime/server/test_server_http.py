@@ -1,0 +1,41 @@
+"""What comes before a request is one: bytes that are no HTTP, and heads without an end."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+from server_process import Server
+
+
+def answer_to(server: Server, data: bytes) -> tuple[int, dict[str, dict[str, object]]]:
+    """Status and body of the answer to raw bytes, read until the server closes."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(data)
+        with connection.makefile("rb") as stream:
+            answer = stream.read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+    ],
+)
+def test_bytes_that_are_no_http_get_400_in_the_envelope(server: Server, data: bytes) -> None:
+    status, body = answer_to(server, data)
+    assert status == 400
+    assert body["error"]["type"] == "invalid_request_error"
+
+
+def test_a_head_without_an_end_gets_431_and_the_server_stays_well(server: Server) -> None:
+    status, body = answer_to(server, b"GET /health HTTP/1.1\r\nX-More: " + b"y" * 200_000)
+    assert status == 431
+    assert "65536 bytes" in str(body["error"]["message"])
+    assert server.health().status_code == 200
