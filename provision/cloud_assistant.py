@@ -28,7 +28,6 @@ from provision.sweep.alicloud_client import AlicloudClient, ApiError, Json
 from runtime.bucket import BucketError
 from runtime.vm import SPOOL_DIR
 
-SCHEME = "cloud-assistant:"  # before an instance's id: the address of its spool, where else a bucket's name stands
 SENT_BYTES = 24 * 1024  # SendFile takes 32 KB of base64
 SHOWN_BYTES = 16 * 1024  # of base64 per command: an output over 24 KB is cut
 COMMAND_S = 60  # after which the cloud ends a command
@@ -42,11 +41,6 @@ NONZERO = "ExitCodeNonzero"  # ErrorCode of a command that ran to its end
 ENDED = ("InstanceNotRunning", "InstanceNotExists", "InstanceReleased")
 BUSY = ("Pending", "Scheduled", "Running", "Stopping")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
-
-
-def address_of(instance_id: str) -> str:
-    """What the stack's output `mailbox` says of such a machine."""
-    return SCHEME + instance_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,13 @@ FIELDS: tuple[FieldDoc, ...] = (
         "The deployctl wheel to install on the machine, a path. Default: built from this checkout, or this version's.",
         "./dist/deployctl-0.1.0-py3-none-any.whl",
     ),
+    FieldDoc(
+        "mailbox",
+        _SETUP,
+        "How deployctl and the machine talk on alicloud: bucket, or cloud_assistant where the account may not use OSS "
+        "from outside. Default: bucket; a first `deployctl up` goes over to cloud_assistant by itself.",
+        "cloud_assistant",
+    ),
     FieldDoc("wait", _SETUP, "Whether `pulumi up` waits until the endpoint answers.", "true", "flag"),
     FieldDoc("tags", _SETUP, "Tags on every cloud resource, as key=value.", "team=search", "list"),
 )

@@ -11,7 +11,7 @@ from provision.spec import DeploymentSpec, Problem, nearest
 CLOUD_ONLY = (
     "region", "zones", "instance_type", "egress", "allowed_cidrs", "vpc_id", "subnet_id",
     "security_group_id", "bandwidth_mbps", "image", "disk_gib", "spot", "capacity_reservation", "ttl",
-    "idle_stop", "tags", "weights_disk_gib", "runtime_wheel", "wait",
+    "idle_stop", "tags", "weights_disk_gib", "runtime_wheel", "wait", "mailbox",
 )  # fmt: skip
 LOCAL_HAS_NOT = ("ssh_public_key", "domain", "tls_cert", "tls_key", "proxy", "pip_index")
 ANYWHERE = "0.0.0.0/0"
@@ -24,6 +24,7 @@ def contradictions(spec: DeploymentSpec) -> Iterator[Problem]:
         yield from _places(spec)
         yield from _instance_types(spec)
         yield from _network(spec)
+        yield from _mailbox(spec)
         yield from _money(spec)
     if spec.cloud != "local":
         yield from _tls(spec)
@@ -150,6 +151,22 @@ def _money(spec: DeploymentSpec) -> Iterator[Problem]:
         yield _problem("ttl", "is over a year; use 0 for a machine that stays", "0")
     if 0 < spec.idle_stop_seconds < 300:
         yield _problem("idle_stop", "is under 5 minutes, less than a start takes", "5m")
+
+
+def _mailbox(spec: DeploymentSpec) -> Iterator[Problem]:
+    """What Cloud Assistant sends stays readable in the account's records for weeks, and large files do not fit."""
+    if spec.mailbox != "cloud_assistant":
+        return
+    if spec.cloud != "alicloud":
+        yield _problem("mailbox", f"cloud_assistant is Alibaba Cloud's, and this is {spec.cloud}", "bucket", "cloud")
+        return
+    kept = "the records of Cloud Assistant (mailbox: cloud_assistant) would show it"
+    if spec.hub_token is not None:
+        yield _problem("hub_token", f"is a secret, and {kept}", None, "mailbox")
+    if spec.tls == "own":
+        yield _problem("tls", f"own sends a private key, and {kept}", "pinned", "mailbox")
+    if spec.egress == "bundle":
+        yield _problem("egress", "bundle needs a bucket, and mailbox: cloud_assistant has none", "nat", "mailbox")
 
 
 def _model(spec: DeploymentSpec) -> Iterator[Problem]:

@@ -203,6 +203,7 @@ class DeploymentSpec(BaseModel):
     pip_index: Url | None = Field(default=None, description=_doc("pip_index"))
     proxy: Url | None = Field(default=None, description=_doc("proxy"))
     runtime_wheel: Text | None = Field(default=None, description=_doc("runtime_wheel"))
+    mailbox: Literal["bucket", "cloud_assistant"] | None = Field(default=None, description=_doc("mailbox"))
     wait: bool = Field(default=True, description=_doc("wait"))
     tags: Tags = Field(default={}, description=_doc("tags"))
 

@@ -20,7 +20,7 @@ from provision.preflight import disk_category
 from provision.spec import DeploymentSpec
 from provision.user_data import render_user_data
 from runtime.bucket import ENDPOINT_VARIABLE
-from runtime.vm import Vm
+from runtime.vm import SPOOL_DIR, Vm
 from stacks.alicloud_mailbox import internal_endpoint
 from stacks.alicloud_network import Network
 from stacks.once import SshKey
@@ -36,7 +36,7 @@ def make_instance(
     network: Network,
     group: pulumi.Input[str],
     ssh_key: SshKey,
-    bucket: pulumi.Output[str],
+    bucket: pulumi.Output[str | None],
     expires_at: pulumi.Output[int | None],
     before: Sequence[pulumi.Resource],
     parent: pulumi.Resource,
@@ -174,16 +174,24 @@ def _level(category: str) -> str | None:
     return ESSD_LEVEL if category == "cloud_essd" else None
 
 
-def _user_data(spec: DeploymentSpec, bucket: str) -> str:
-    endpoint = _endpoint(bucket, spec.region or "")
-    vm = Vm(name=spec.name, provider="alicloud", region=spec.region or "", bucket=bucket, endpoint=endpoint)
+def _user_data(spec: DeploymentSpec, bucket: str | None) -> str:
+    """`bucket` None: the mailbox is the machine's spool."""
+    region = spec.region or ""
+    vm = Vm(
+        name=spec.name,
+        provider="alicloud",
+        region=region,
+        bucket=bucket or "",
+        endpoint=_endpoint(bucket, region),
+        spool=str(SPOOL_DIR) if bucket is None else None,
+    )
     return base64.b64encode(render_user_data(vm).encode()).decode()
 
 
-def _endpoint(bucket: str, region: str) -> str:
-    """The region's internal one. Another store, named by the variable that OSS's own tools read, is honoured; one of
-    Alibaba Cloud's is not: it is the user's way to OSS, not the machine's."""
+def _endpoint(bucket: str | None, region: str) -> str:
+    """The region's internal one, of the bucket or of the store. Another store, named by the variable that OSS's own
+    tools read, is honoured; one of Alibaba Cloud's is not: it is the user's way to OSS, not the machine's."""
     other = os.environ.get(ENDPOINT_VARIABLE["alicloud"], "")
     if not other or "aliyuncs.com" in other:
         return internal_endpoint(bucket, region)
-    return f"{other.rstrip('/')}/{bucket}"
+    return "/".join([other.rstrip("/"), *([bucket] if bucket else [])])

@@ -1,11 +1,14 @@
 """The mailbox on OSS: a private, encrypted bucket, and the objects of the current release.
 
-Accounts made since 2025-03-20 may not use the public endpoints of OSS in mainland regions (PublicEndpointForbidden):
-there the first object fails, which is before a machine is bought. The provider reads OSS_ENDPOINT: on a machine of the
-same region, its internal endpoint works. Not yet run on a real cloud.
+Accounts made since 2025-03-20 may not use the public endpoints of OSS in mainland regions for data
+(PublicEndpointForbidden): there the first object fails, which is before anything is bought, and `mailbox:
+cloud_assistant` (stacks/alicloud_spool.py) takes its place. The provider reads OSS_ENDPOINT: on a machine of the same
+region, its internal endpoint works. Not yet run on a real cloud.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pulumi
 import pulumi_alicloud as alicloud
@@ -45,15 +48,23 @@ def make_bucket(spec: DeploymentSpec, parent: pulumi.Resource) -> alicloud.oss.B
 
 
 def fill_bucket(
-    deployment: str, bucket: alicloud.oss.Bucket, content: Content, parent: pulumi.Resource
+    deployment: str,
+    bucket: alicloud.oss.Bucket,
+    content: Content,
+    wheel: pulumi.Resource,
+    parent: pulumi.Resource,
 ) -> pulumi.Resource:
-    """Writes everything, `current` last, and returns that one."""
-    others = [_write(deployment, bucket, item, parent, []) for item in content.items]
-    return _write(deployment, bucket, content.current, parent, others)
+    """Writes everything but the wheel, which is there, `current` last, and returns that one."""
+    others = [write_item(deployment, bucket, item, parent) for item in content.items if item.part != "wheel"]
+    return write_item(deployment, bucket, content.current, parent, [wheel, *others])
 
 
-def _write(
-    deployment: str, bucket: alicloud.oss.Bucket, item: Item, parent: pulumi.Resource, after: list[pulumi.Resource]
+def write_item(
+    deployment: str,
+    bucket: alicloud.oss.Bucket,
+    item: Item,
+    parent: pulumi.Resource,
+    after: Sequence[pulumi.Resource] = (),
 ) -> pulumi.Resource:
     return alicloud.oss.BucketObject(
         f"{deployment}-{item.part}",
@@ -63,10 +74,10 @@ def _write(
         source=item.path,
         acl="private",
         # A file's key names its release: the same key from another laptop, with another path, is the same file.
-        opts=pulumi.ResourceOptions(parent=parent, depends_on=after, ignore_changes=["source"]),
+        opts=pulumi.ResourceOptions(parent=parent, depends_on=list(after), ignore_changes=["source"]),
     )
 
 
-def internal_endpoint(bucket: str, region: str) -> str:
-    """The mailbox from inside the region: free traffic, and no internet needed."""
-    return f"https://{bucket}.oss-{region}-internal.aliyuncs.com"
+def internal_endpoint(bucket: str | None, region: str) -> str:
+    """A bucket, or OSS itself, from inside the region: free traffic, and no internet needed."""
+    return f"https://{f'{bucket}.' if bucket else ''}oss-{region}-internal.aliyuncs.com"

@@ -9,6 +9,7 @@ A user's VPC is used as it is: its routes and gateways are the user's, and the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pulumi
@@ -36,11 +37,14 @@ class Network:
     ways: tuple[pulumi.Resource, ...] = field(default=())
 
 
-def make_network(args: GpuVmArgs, parent: pulumi.Resource) -> Network:
-    """A new network, or the place in the user's VPC. Raises SpecError for a VPC without a vSwitch in the zone."""
+def make_network(args: GpuVmArgs, first: Sequence[pulumi.Resource], parent: pulumi.Resource) -> Network:
+    """A new network, or the place in the user's VPC. What bills is made after `first`.
+
+    Raises SpecError for a VPC without a vSwitch in the zone.
+    """
     if args.spec.vpc_id is not None:
         return Network(args.spec.vpc_id, args.spec.subnet_id or _find_switch(args, parent), None)
-    return _NewNetwork(args, parent).network
+    return _NewNetwork(args, first, parent).network
 
 
 def make_security_group(
@@ -72,8 +76,11 @@ def make_security_group(
     return group.id
 
 
-def make_address(spec: DeploymentSpec, label: str, parent: pulumi.Resource) -> alicloud.ecs.EipAddress:
-    """A public address that outlives a stop and a new machine, billed by traffic. `label`: machine, or nat."""
+def make_address(
+    spec: DeploymentSpec, label: str, first: Sequence[pulumi.Resource], parent: pulumi.Resource
+) -> alicloud.ecs.EipAddress:
+    """A public address that outlives a stop and a new machine, billed by traffic. `label`: machine, or nat. `first`:
+    what must have worked before it is bought."""
     return alicloud.ecs.EipAddress(
         f"{spec.name}-{label}",
         address_name=resource_name(spec.name, label),
@@ -81,7 +88,7 @@ def make_address(spec: DeploymentSpec, label: str, parent: pulumi.Resource) -> a
         internet_charge_type="PayByTraffic",
         payment_type="PayAsYouGo",
         tags=tags(spec.name, spec.tags),
-        opts=pulumi.ResourceOptions(parent=parent),
+        opts=pulumi.ResourceOptions(parent=parent, depends_on=list(first)),
     )
 
 
@@ -114,8 +121,8 @@ class _NewNetwork:
     """A VPC of our own, with a vSwitch in every zone in which the machine may be tried: an empty one is free, and the
     next zone can be tried without a new network."""
 
-    def __init__(self, args: GpuVmArgs, parent: pulumi.Resource) -> None:
-        self.spec, self.zone = args.spec, args.place.zone
+    def __init__(self, args: GpuVmArgs, first: Sequence[pulumi.Resource], parent: pulumi.Resource) -> None:
+        self.spec, self.zone, self.first = args.spec, args.place.zone, list(first)
         self.name, self.parent = args.spec.name, parent
         self.tags = tags(self.name, args.spec.tags)
         self.options = pulumi.ResourceOptions(parent=parent)
@@ -154,9 +161,9 @@ class _NewNetwork:
             payment_type="PayAsYouGo",
             internet_charge_type="PayByLcu",
             tags=self.tags,
-            opts=pulumi.ResourceOptions(parent=self.parent, ignore_changes=["vswitch_id"]),
+            opts=pulumi.ResourceOptions(parent=self.parent, depends_on=self.first, ignore_changes=["vswitch_id"]),
         )
-        address = make_address(self.spec, "nat", self.parent)
+        address = make_address(self.spec, "nat", self.first, self.parent)
         bound = alicloud.ecs.EipAssociation(
             f"{self.name}-nat", allocation_id=address.id, instance_id=nat.id, instance_type="Nat", opts=self.options
         )

@@ -24,26 +24,34 @@ def trust_policy() -> str:
     return _policy([{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": ["ecs.aliyuncs.com"]}}])
 
 
-def machine_policy(deployment: str, bucket: str, region: str, model: ModelRef) -> str:
+def machine_policy(deployment: str, bucket: str | None, region: str, model: ModelRef) -> str:
     """What the VM may do: read its releases and secrets, write its status, read the model's prefix, stop itself.
+
+    `bucket` None: its mailbox is a folder of its own.
 
     RAM cannot name "this very instance" in a role that is made before it; the deployment's tag does.
     """
-    statements = [
-        _allow("oss:GetObject", [_object(bucket, pattern) for pattern in READABLE]),
-        _allow(["oss:PutObject", "oss:AbortMultipartUpload"], [_object(bucket, pattern) for pattern in WRITABLE]),
-        _listing(bucket, (*READABLE, *WRITABLE)),
+    statements = [] if bucket is None else _mailbox(bucket)
+    statements.append(
         _allow(
             ["ecs:StopInstance", "ecs:StopInstances"],
             [f"acs:ecs:{region}:*:instance/*"],
             condition={"StringEquals": {f"acs:ResourceTag/{TAG}": [deployment]}},
-        ),
-    ]
+        )
+    )
     if model.kind == "oss":
         name, _, prefix = model.location.partition("/")
         pattern = f"{prefix.rstrip('/')}/*" if prefix else "*"
         statements += [_allow("oss:GetObject", [_object(name, pattern)]), _listing(name, (pattern,))]
     return _policy(statements)
+
+
+def _mailbox(bucket: str) -> list[dict[str, Any]]:
+    return [
+        _allow("oss:GetObject", [_object(bucket, pattern) for pattern in READABLE]),
+        _allow(["oss:PutObject", "oss:AbortMultipartUpload"], [_object(bucket, pattern) for pattern in WRITABLE]),
+        _listing(bucket, (*READABLE, *WRITABLE)),
+    ]
 
 
 def _object(bucket: str, pattern: str) -> str:

@@ -20,8 +20,9 @@ class MachineRole:
     rights: tuple[pulumi.Resource, ...]
 
 
-def make_machine_role(spec: DeploymentSpec, bucket: pulumi.Output[str], parent: pulumi.Resource) -> MachineRole:
-    """`force`: what somebody attached to it by hand does not keep it from being deleted."""
+def make_machine_role(spec: DeploymentSpec, bucket: pulumi.Output[str | None], parent: pulumi.Resource) -> MachineRole:
+    """`bucket` None: the mailbox is none. `force`: what somebody attached to it by hand does not keep it from being
+    deleted."""
     name = spec.name
     options = pulumi.ResourceOptions(parent=parent, delete_before_replace=True)
     role = alicloud.ram.Role(

@@ -67,12 +67,16 @@ def make_content(
     deployment = pulumi.Output.all(*hosts).apply(lambda found: _text(_deployment(args, release, tuple(found))))
     items = [
         Item("deployment", release_key(release), deployment),
-        Item("wheel", wheel_key(release, wheel.file_name), path=str(wheel.path)),
+        wheel_item(args),
         Item("keys", KEYS, api_key.apply(lambda key: keys_object(key, args.settings.keys).decode())),
         Item("life", LIFE, expires_at.apply(lambda at: _text(Life(expires_at=at, idle_stop_s=spec.idle_stop_seconds)))),
         *_secrets(spec),
     ]
     return Content(release, tuple(items), Item("current", CURRENT, pulumi.Output.from_input(_text(current))))
+
+
+def wheel_item(args: GpuVmArgs) -> Item:
+    return Item("wheel", wheel_key(release_id(args), args.wheel.file_name), path=str(args.wheel.path))
 
 
 def release_id(args: GpuVmArgs) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pulumi
 from pulumi_command import local
 
+from provision import mailboxes
 from provision.spec import DeploymentSpec
 from stacks.once import CODE_DIR
 from stacks.vm import GpuVmArgs, GpuVmOutputs
@@ -95,7 +96,7 @@ def write_readme(
         "",
         f"- machine: {instance_id}, {instance_type} in {zone}{', spot' if spec.spot else ''}",
         f"- plan: {describe_plan(args)}",
-        f"- mailbox: bucket {mailbox}",
+        f"- mailbox: {mailboxes.describe(mailbox)}",
         f"- price: {price} per hour ({found.price_source}){_unpriced(args)}",
         f"- end: {_end(spec, expires_at)}",
         "",

@@ -50,7 +50,7 @@ class GpuVmOutputs:
     image: pulumi.Output[str]
     ssh_user: pulumi.Output[str]
     ssh_private_key: pulumi.Output[str | None]  # secret; None with the user's own public key
-    mailbox: pulumi.Output[str]  # name of the bucket
+    mailbox: pulumi.Output[str]  # name of the bucket, or the machine's spool (provision.mailboxes)
     release: pulumi.Output[str]
     allowed_cidrs: pulumi.Output[list[str]]
     expires_at: pulumi.Output[int | None]  # seconds since the epoch

@@ -1,0 +1,40 @@
+"""Where a cloud deployment's mailbox is, as one text: a bucket's name, or `cloud-assistant:<instance id>`.
+
+The second is a folder of the machine, reached through Alibaba Cloud's API where the account may not use OSS from
+outside. It is the stack's output `mailbox`, so that every command works from another laptop.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runtime.bucket import open_bucket
+from runtime.mailbox import BucketMailbox, Mailbox
+from runtime.vm import Provider
+
+SCHEME = "cloud-assistant:"  # no bucket's name holds a colon
+
+
+def spool_address(instance_id: str) -> str:
+    return SCHEME + instance_id
+
+
+def is_spool(address: str) -> bool:
+    return address.startswith(SCHEME)
+
+
+def open_mailbox(provider: Provider, region: str, address: str, store: str | None = None) -> Mailbox:
+    """Nothing is sent yet. `store`: address of the object store, None = the cloud's own. Raises BucketError."""
+    if not is_spool(address):
+        return BucketMailbox(open_bucket(provider, region, address, store))
+    from provision.cloud_assistant import AssistantMailbox
+    from provision.sweep.alicloud_client import AlicloudClient
+
+    return AssistantMailbox(AlicloudClient(region, os.environ), address.removeprefix(SCHEME))
+
+
+def describe(address: str) -> str:
+    """For people: "bucket deployctl-chat-mailbox-0123abcd"."""
+    if is_spool(address):
+        return f"a folder of {address.removeprefix(SCHEME)}, through Cloud Assistant"
+    return f"bucket {address}"
