@@ -70,6 +70,8 @@ REPLACES = {
 }
 # What a forced deletion takes along: RAM's attachments with a role or policy, everything in a bucket.
 FORCED = ("ram/role:Role", "ram/policy:Policy", "oss/bucket:Bucket")
+# A rule is a part of its group.
+GROUP, RULE = "ecs/securityGroup:SecurityGroup", "ecs/securityGroupRule:SecurityGroupRule"
 # What ends with a machine by itself: its address, role and disk are free again.
 INSTANCE = "ecs/instance:Instance"
 ATTACHMENTS = (
@@ -124,6 +126,7 @@ class AlicloudCloud:
     denied: set[str] = field(default_factory=set)
     is_public_oss_forbidden: bool = False
     foreign: tuple[str, ...] = ("vpc-own", "vsw-own", "sg-own", "d-kept")  # the user's own, beside what is made here
+    addresses: str = "203.0.113."  # how public addresses begin
     things: dict[tuple[str, str], Thing] = field(default_factory=dict)
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
 
@@ -177,7 +180,8 @@ class AlicloudCloud:
                 return
             users = [] if kind not in (*IDS, *NAMED) else [item for item in self.things.values() if id in item.holds]
             is_forced = kind in FORCED and (thing.values.get("force") or thing.values.get("forceDestroy"))
-            going = [item for item in users if is_forced or (kind == INSTANCE and item.type in ATTACHMENTS)]
+            parts = {INSTANCE: ATTACHMENTS, GROUP: (RULE,)}.get(kind, ())
+            going = [item for item in users if is_forced or item.type in parts]
             if len(going) < len(users):
                 words = ", ".join(sorted(f"{item.type} {item.id}" for item in users if item not in going))
                 raise Refused("DependencyViolation", f"{kind} {id} is used by {words}")
@@ -223,7 +227,7 @@ class AlicloudCloud:
         return {}
 
     def _new_address(self, inputs: Properties) -> Properties:
-        return {"ipAddress": f"203.0.113.{len(self.find('EipAddress')) + 10}"}
+        return {"ipAddress": f"{self.addresses}{len(self.find('EipAddress')) + 10}"}
 
     def _check_object(self, inputs: Properties) -> Properties:
         if self.is_public_oss_forbidden:

@@ -52,6 +52,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def run() -> int:
+    """`main` with this process's own arguments."""
+    return main(sys.argv[1:])
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for flag in ("--project", "--stack", "--root", "--monitor", "--engine", "--dry-run"):
@@ -65,7 +70,7 @@ def _run(program: str) -> None:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
+    code = run()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of gRPC would keep the process alive

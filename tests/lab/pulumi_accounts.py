@@ -1,23 +1,24 @@
-"""Cloud accounts for the stand-in `pulumi`: providers that live in its process and talk to a server of the test's.
+"""Cloud accounts for the stand-in `pulumi`: providers that live in its process and talk to servers of the test's.
 
 What a cloud is to do comes from files, because test and provider are different processes:
 
 $DEPLOYCTL_LAB_REFUSALS   one error text per line; the next machines that are made are refused with them, in order
 $DEPLOYCTL_LAB_HOLD       while this file exists, a machine that is made is not ready; $DEPLOYCTL_LAB_HOLD.begun says so
-$DEPLOYCTL_LAB_ALICLOUD   what the account on Alibaba Cloud holds
+$DEPLOYCTL_LAB_ALICLOUD   what the account on Alibaba Cloud holds (tests.lab.alicloud_account)
+$DEPLOYCTL_LAB_OSS        its object store, as the provider reaches it; without it objects are in that file only
 """
 
 from __future__ import annotations
 
-import atexit
-import itertools
-import json
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-from tests.lab.alicloud_cloud import AlicloudCloud, Thing
+import alibabacloud_oss_v2 as oss
+from alibabacloud_oss_v2.credentials import EnvironmentVariableCredentialsProvider
+
+from runtime.bucket import open_bucket, service_of
+from tests.lab.alicloud_account import read_account
 from tests.lab.alicloud_provider import AlicloudProvider
 from tests.lab.moto_cloud import MotoCloud
 from tests.lab.pulumi_model import Created, Provider
@@ -25,7 +26,9 @@ from tests.lab.pulumi_wire import Properties
 from tests.lab.small_providers import small_providers
 
 MACHINES = ("aws:ec2/instance:Instance", "alicloud:ecs/instance:Instance")
+BUCKET, OBJECT = "alicloud:oss/bucket:Bucket", "alicloud:oss/bucketObject:BucketObject"
 ALICLOUD = "DEPLOYCTL_LAB_ALICLOUD"
+OSS = "DEPLOYCTL_LAB_OSS"
 REFUSALS = "DEPLOYCTL_LAB_REFUSALS"
 HOLD = "DEPLOYCTL_LAB_HOLD"
 REGION = "eu-west-1"
@@ -33,21 +36,14 @@ HOLD_LIMIT_S = 60
 
 
 def aws_account() -> dict[str, Provider]:
-    """An account in the moto server at AWS_ENDPOINT_URL."""
-    return {**small_providers(), "aws": MoodyCloud(REGION, os.environ["AWS_ENDPOINT_URL"])}
+    """An account in the servers at AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_S3, which boto3 reads by itself."""
+    return {**small_providers(), "aws": MoodyCloud(REGION)}
 
 
 def alicloud_account() -> dict[str, Provider]:
-    """An account in memory, kept in a file between processes."""
-    path = Path(os.environ[ALICLOUD])
-    cloud = AlicloudCloud()
-    for item in json.loads(path.read_text()) if path.exists() else []:
-        cloud.things[item["type"], item["id"]] = Thing(**{**item, "holds": frozenset(item["holds"])})
-    cloud.numbers = itertools.count(1 + 1000 * len(cloud.things))
-    atexit.register(
-        lambda: path.write_text(json.dumps([asdict(item) for item in cloud.things.values()], default=sorted))
-    )
-    return {**small_providers(), "alicloud": MoodyAlicloud(cloud)}
+    """The account in the file at DEPLOYCTL_LAB_ALICLOUD."""
+    provider = MoodyAlicloud(read_account(Path(os.environ[ALICLOUD])))
+    return {**small_providers(), "alicloud": provider}
 
 
 class MoodyCloud(MotoCloud):
@@ -61,11 +57,43 @@ class MoodyCloud(MotoCloud):
 
 
 class MoodyAlicloud(AlicloudProvider):
-    """The same on Alibaba Cloud."""
+    """The same on Alibaba Cloud. Buckets and objects are made in the object store too, where there is one."""
 
     def create(self, token: str, name: str, inputs: Properties, settings: Properties) -> Created:
         _refuse(token)
-        return super().create(token, name, inputs, settings)
+        made = super().create(token, name, inputs, settings)
+        self._store(token, inputs)
+        _hold(token)
+        return made
+
+    def update(self, token: str, id: str, inputs: Properties, outputs: Properties, settings: Properties) -> Properties:
+        found = super().update(token, id, inputs, outputs, settings)
+        self._store(token, inputs)
+        return found
+
+    def delete(self, token: str, id: str, outputs: Properties, settings: Properties) -> None:
+        super().delete(token, id, outputs, settings)
+        address = os.environ.get(OSS)
+        if address and token == OBJECT:
+            open_bucket("alicloud", self.cloud.region, outputs["bucket"], address).delete([outputs["key"]])
+        if address and token == BUCKET:
+            bucket = open_bucket("alicloud", self.cloud.region, id, address)
+            bucket.delete([blob.key for blob in bucket.blobs()])
+            self._client(address).delete_bucket(oss.DeleteBucketRequest(bucket=id))
+
+    def _store(self, token: str, inputs: Properties) -> None:
+        address = os.environ.get(OSS)
+        if address and token == BUCKET:
+            self._client(address).put_bucket(oss.PutBucketRequest(bucket=inputs["bucket"]))
+        if address and token == OBJECT:
+            data = inputs["content"].encode() if inputs.get("content") else Path(inputs["source"]).read_bytes()
+            open_bucket("alicloud", self.cloud.region, inputs["bucket"], address).put(inputs["key"], data)
+
+    def _client(self, address: str) -> oss.Client:
+        service, keys = service_of(address, ""), EnvironmentVariableCredentialsProvider()
+        return oss.Client(
+            oss.Config(self.cloud.region, service.url, credentials_provider=keys, use_path_style=service.path_style)
+        )
 
 
 def _refuse(token: str) -> None:

@@ -17,12 +17,13 @@ import hashlib
 import importlib
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +42,12 @@ VALUED = {
 FAILED = 255
 
 
-def install(folder: Path) -> Path:
-    """A `pulumi` in `folder`, for PATH."""
+def install(folder: Path, argv: Sequence[str] = ()) -> Path:
+    """A `pulumi` in `folder`, for PATH. `argv`: what runs it, for example in a nursery; else a new interpreter."""
     folder.mkdir(parents=True, exist_ok=True)
     command = folder / "pulumi"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore "{Path(__file__).resolve()}" "$@"\n')
+    line = shlex.join(argv or (sys.executable, "-W", "ignore", str(Path(__file__).resolve())))
+    command.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
     return command
 
@@ -300,6 +302,8 @@ class Cli:
         self._remember(files, record, "refresh", {}, failed=False)
 
     def _update(self, kind: str) -> None:
+        from tests.lab.nursery import SOCKET
+        from tests.lab.program_hosts import WarmHost
         from tests.lab.pulumi_engine import Engine
 
         files = self.stack()
@@ -319,6 +323,7 @@ class Cli:
                 config=values,
                 secret_keys=secret,
                 state_file=files.state_file,
+                host=WarmHost() if SOCKET in os.environ else None,
             )
             Guard.engine = engine
             done = {"preview": engine.preview, "up": engine.up, "destroy": engine.destroy}[kind]()

@@ -1,7 +1,7 @@
 """A machine without a machine: it reads its mailbox, reports through it, and answers on its address as a server would.
 
-moto gives addresses of 127.0.0.0/8, so that a thread of the test can listen there. Its certificate is made by the
-agent's own code. What it is not: a VM; boot, phases and engine are tested in the guest.
+The accounts give addresses of 127.0.0.0/8, so that a thread of the test can listen there. Its certificate is made by
+the agent's own code. What it is not: a VM; boot, phases and engine are tested in the guest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from runtime.agent.identity import make_pair
-from runtime.bucket import open_bucket
 from runtime.deployment import Deployment, decode_deployment, decode_keys
 from runtime.mailbox import (
     CURRENT,
@@ -35,17 +34,18 @@ from runtime.mailbox import (
     encode_status,
 )
 
+Find = Callable[[], tuple[str, BucketMailbox] | None]
 PHASES = ("python", "disk", "driver", "runtime", "weights", "load", "serve")
-POLL_S = 0.1
+POLL_S = 0.2
 
 
 class ScriptedMachine(threading.Thread):
-    """Watches the account for a machine of deployment `name` and plays it. `bad_releases` fail in phase load; then the
-    one before serves again, if there was one."""
+    """Plays the machine that `find` shows: its id and its mailbox, None while there is none. A release that it cannot
+    load fails in phase load; then the one before serves again, if there was one."""
 
-    def __init__(self, ec2: Any, s3: Any, region: str, name: str) -> None:
+    def __init__(self, find: Find) -> None:
         super().__init__(daemon=True)
-        self._ec2, self._s3, self._region, self._name = ec2, s3, region, name
+        self._find = find
         self._over = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self._served: str | None = None
@@ -54,9 +54,8 @@ class ScriptedMachine(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(POLL_S):
-            found = self._instance(), self._mailbox()
-            if found[0] and found[1]:
-                self._look(found[0], found[1])
+            if found := self._find():
+                self._look(*found)
 
     def end(self) -> None:
         self._over.set()
@@ -64,19 +63,6 @@ class ScriptedMachine(threading.Thread):
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
-
-    def _instance(self) -> str | None:
-        wanted = [
-            {"Name": "tag:deployctl", "Values": [self._name]},
-            {"Name": "instance-state-name", "Values": ["running"]},
-        ]
-        found = self._ec2.describe_instances(Filters=wanted)["Reservations"]
-        return str(found[0]["Instances"][0]["InstanceId"]) if found else None
-
-    def _mailbox(self) -> BucketMailbox | None:
-        names = [item["Name"] for item in self._s3.list_buckets()["Buckets"]]
-        mine = [name for name in names if name.startswith(f"deployctl-{self._name}-mailbox-")]
-        return BucketMailbox(open_bucket("aws", self._region, mine[0])) if mine else None
 
     def _look(self, instance: str, mailbox: BucketMailbox) -> None:
         data, keys = mailbox.get(CURRENT), mailbox.get(KEYS)

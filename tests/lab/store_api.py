@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.lab.object_store import Credential, ObjectStore, Stored
 
 PIECE = 65536  # bytes written at a time
+PROPERTIES = frozenset({"acl", "encryption", "policy", "publicAccessBlock", "tagging"})  # of a bucket, by query
 
 
 class _Refused(Exception):
@@ -104,11 +105,9 @@ class StoreApi(BaseHTTPRequestHandler):
 
     def _act(self, body: bytes) -> None:
         if not self._bucket:
-            raise _Refused(405, "MethodNotAllowed")
+            return self._list_buckets()
         if self.command == "PUT" and not self._key:
-            self._may("write", "")
-            self.store.create_bucket(self._bucket)
-            return self._send(200)
+            return self._put_bucket()
         objects = self.store.buckets.get(self._bucket)
         if objects is None:
             raise _Refused(404, "NoSuchBucket")
@@ -116,6 +115,28 @@ class StoreApi(BaseHTTPRequestHandler):
             return self._act_on_bucket(objects, body)
         actions = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "POST": self._post, "DELETE": self._delete}
         return actions[self.command](objects, body)
+
+    def _list_buckets(self) -> None:
+        if self.command != "GET":
+            raise _Refused(405, "MethodNotAllowed")
+        self._may("listing", "")
+        region, prefix = self.store.region, self._args.get("prefix", "")
+        place = f"<BucketRegion>{region}</BucketRegion><Region>{region}</Region><Location>{region}</Location>"
+        rows = "".join(
+            f"<Bucket><Name>{name}</Name>{place}<CreationDate>2026-01-01T00:00:00.000Z</CreationDate></Bucket>"
+            for name in sorted(self.store.buckets)
+            if name.startswith(prefix)
+        )
+        self._send_xml("ListAllMyBucketsResult", f"<IsTruncated>false</IsTruncated><Buckets>{rows}</Buckets>")
+
+    def _put_bucket(self) -> None:
+        """A new bucket, or a property of one that exists: its tags, encryption and access are taken and not kept."""
+        self._may("write", "")
+        if PROPERTIES.isdisjoint(self._args):
+            self.store.create_bucket(self._bucket)
+        elif self._bucket not in self.store.buckets:
+            raise _Refused(404, "NoSuchBucket")
+        self._send(200)
 
     def _act_on_bucket(self, objects: dict[str, Stored], body: bytes) -> None:
         if self.command == "POST" and "delete" in self._args:
@@ -128,7 +149,18 @@ class StoreApi(BaseHTTPRequestHandler):
             return self._send(204)
         if self.command == "HEAD":
             return self._send(200)
+        if "versions" in self._args:
+            return self._list_versions()
         return self._list_uploads() if "uploads" in self._args else self._list(objects)
+
+    def _list_versions(self) -> None:
+        """Nothing here has more than one."""
+        self._may("listing", "")
+        rows = "".join(
+            f"<Version><Key>{escape(key)}</Key><VersionId>null</VersionId><IsLatest>true</IsLatest></Version>"
+            for key in self.store.keys(self._bucket)
+        )
+        self._send_xml("ListVersionsResult", f"<IsTruncated>false</IsTruncated>{rows}")
 
     def _list_uploads(self) -> None:
         prefix = self._args.get("prefix", "")
