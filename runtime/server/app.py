@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from runtime.server import limits
 from runtime.server.errors import SERVER, ApiError, from_status, from_validation
 from runtime.server.gate import Gate
+from runtime.server.json_text import BoundedRoute
 from runtime.server.metrics import Metrics
 from runtime.server.pages import add_pages
 from runtime.server.routes.generations import add_generations
@@ -40,6 +41,7 @@ def create_app(service: Service) -> FastAPI:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.router.route_class = BoundedRoute
     app.add_middleware(
         Gate,
         keys=service.keys,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.server import structured
 from runtime.server.errors import bounded, invalid
+from runtime.server.json_text import parse_text
 from runtime.server.output_parser import CALL, END_CALL, OutputParser
 from runtime.server.schema import ChatBody, GenerationBody, Message, NamedTool, ObjectFormat, SchemaFormat, Tool
 from runtime.server.tokenizer import ChatPrompt, ModelTokenizer
@@ -141,16 +141,8 @@ def _turn(message: Message, path: str) -> dict[str, Any]:
 
 
 def _arguments(text: str, path: str) -> object:
-    try:
-        return json.loads(text or "{}")
-    except ValueError:
-        raise invalid("must be JSON text", f"{path}.function.arguments") from None
+    return parse_text(text or "{}", f"{path}.function.arguments")
 
 
 def _schema(given: object) -> object:
-    if not isinstance(given, str):
-        return given
-    try:
-        return json.loads(given)
-    except ValueError:
-        raise invalid("is not JSON", "guided_json") from None
+    return parse_text(given, "guided_json") if isinstance(given, str) else given

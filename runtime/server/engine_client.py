@@ -103,6 +103,7 @@ class EngineClient:
         self._transport: asyncio.WriteTransport | None = None
         self._inboxes: dict[str, Inbox] = {}
         self._open_tokens = 0
+        self._max_open_tokens = limits.MAX_QUEUED_TOKENS  # until the engine says how long its context is
         self._last_frame = time.monotonic()
         self._hang_after_s = DEFAULT_HANG_AFTER_S
         self.connected = False
@@ -160,8 +161,9 @@ class EngineClient:
         inbox = Inbox(submits)
         if len(self._inboxes) + len(submits) > self._max_open:
             raise overloaded(f"{len(self._inboxes)} requests are open, the limit is {self._max_open}")
-        if self._open_tokens and self._open_tokens + inbox.prompt_tokens > limits.MAX_QUEUED_TOKENS:
-            raise overloaded(f"the open requests hold {self._open_tokens} prompt tokens, which is the limit")
+        most = self._max_open_tokens
+        if self._open_tokens and self._open_tokens + inbox.prompt_tokens > most:
+            raise overloaded(f"the open requests hold {self._open_tokens} prompt tokens, the limit is {most}")
         self._open_tokens += inbox.prompt_tokens
         for submit in submits:
             self._inboxes[submit.id] = inbox
@@ -225,6 +227,7 @@ class EngineClient:
             case Ready():
                 if self.fault is None:
                     self.ready = frame
+                    self._max_open_tokens = limits.max_open_tokens(frame.max_model_len, frame.max_num_seqs)
                     self.was_ready = True
                     logger.info("the engine is ready: %s", frame)
             case Hello(protocol, _, release):

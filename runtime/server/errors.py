@@ -16,6 +16,7 @@ from fastapi import HTTPException, Response
 
 MAX_ERRORS = 10
 MAX_TEXT = 200  # characters of one error
+MAX_MESSAGE = 2400  # of all together, with their paths
 
 INVALID = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
@@ -89,7 +90,9 @@ class ApiError(HTTPException):
         unready: Unready | None = None,
     ) -> None:
         super().__init__(status, detail=message, headers=dict(headers or {}))
-        self.error = ErrorDetail(well_formed(message), kind, None if param is None else bounded(param), code)
+        self.error = ErrorDetail(
+            well_formed(message[:MAX_MESSAGE]), kind, None if param is None else bounded(param), code
+        )
         self.unready = unready
 
     def body(self) -> bytes:

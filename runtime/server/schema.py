@@ -112,6 +112,8 @@ One = Annotated[Any, neutral(None, 1)]
 Empty = Annotated[Any, neutral(None, [], {})]
 Null = Annotated[Any, neutral(None)]
 STRUCTURED = ("response_format", "guided_json", "guided_regex", "guided_choice")
+Tokens = Annotated[int, Field(ge=1, le=limits.MAX_COUNT)]
+TokenId = Annotated[int, Field(ge=0, le=limits.MAX_COUNT)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -157,11 +159,11 @@ class GenerationBody(Body):
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=limits.MAX_COUNT)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Seed | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Tokens | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=limits.MAX_COUNT)] | None = None
     ignore_eos: bool | None = None
     stop: Annotated[
         list[Annotated[str, AfterValidator(_stop_text)]],
@@ -169,7 +171,7 @@ class GenerationBody(Body):
         Field(max_length=limits.MAX_STOPS),
     ] = []
     stop_token_ids: Annotated[
-        list[Annotated[int, Field(ge=0)]],
+        list[TokenId],
         BeforeValidator(lambda value: [] if value is None else value),
         Field(max_length=limits.MAX_STOP_TOKEN_IDS),
     ] = []
@@ -234,7 +236,7 @@ class ToolCall(Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = None
+    index: Annotated[int, Field(ge=0, le=limits.MAX_COUNT)] | None = None
 
 
 class Message(Body):
@@ -281,6 +283,13 @@ class Tool(Body):
     function: FunctionTool
 
 
+def _small_tools(tools: list[Tool]) -> list[Tool]:
+    size = sum(len(tool.model_dump_json(exclude_none=True)) for tool in tools)
+    if size > limits.MAX_TOOL_BYTES:
+        raise ValueError(f"the tools have {size} bytes of JSON, over the limit of {limits.MAX_TOOL_BYTES}")
+    return tools
+
+
 class FunctionName(Body):
     """The inside of a named `tool_choice`."""
 
@@ -304,12 +313,12 @@ class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Tokens | None = None
 
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
 
-    tools: Annotated[list[Tool], Field(max_length=limits.MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=limits.MAX_TOOLS), AfterValidator(_small_tools)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateOptions = TemplateOptions()
@@ -383,4 +392,4 @@ class DetokenizeBody(Body):
     """`POST /detokenize`."""
 
     model: str | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=limits.MAX_TOKENS)]
+    tokens: Annotated[list[TokenId], Field(max_length=limits.MAX_TOKENS)]

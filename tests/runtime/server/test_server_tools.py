@@ -207,7 +207,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"guided_json": {"type": "nonsense"}}, "guided_json"),
     ({"guided_json": {"not": {"type": "string"}}}, "guided_json"),
     ({"guided_json": {"$ref": "http://127.0.0.1:9/schema"}}, "guided_json"),
-    ({"guided_json": nested(40)}, "guided_json"),
+    ({"guided_json": nested(20)}, "guided_json"),
     ({"guided_json": {"enum": ["x" * 70_000]}}, "guided_json"),
     ({"guided_json": "{"}, "guided_json"),
     ({"guided_json": "[]"}, "guided_json"),
