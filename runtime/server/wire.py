@@ -18,6 +18,8 @@ _encode = msgspec.json.encode
 
 
 class CachedTokens(msgspec.Struct, frozen=True):
+    """How many of the prompt's tokens were not computed again."""
+
     cached_tokens: int
 
 
@@ -56,18 +58,22 @@ class Delta(msgspec.Struct, frozen=True):
     calls: Sequence[CallDelta] = ()
 
 
-class _Function(msgspec.Struct, frozen=True):
+class AnswerFunction(msgspec.Struct, frozen=True):
+    """Name and arguments (JSON text) of a call."""
+
     name: str
     arguments: str
 
 
-class _ToolCall(msgspec.Struct, frozen=True):
+class AnswerToolCall(msgspec.Struct, frozen=True):
+    """One entry of `tool_calls`."""
+
     id: str
-    function: _Function
+    function: AnswerFunction
     type: str = "function"
 
 
-class _Message(msgspec.Struct, frozen=True):
+class AnswerMessage(msgspec.Struct, frozen=True):
     """`reasoning_content` is DeepSeek's name for the thoughts, `reasoning` vLLM's newer one: clients read either."""
 
     role: str
@@ -75,38 +81,46 @@ class _Message(msgspec.Struct, frozen=True):
     refusal: None = None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     reasoning: str | msgspec.UnsetType = msgspec.UNSET
-    tool_calls: list[_ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[AnswerToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
-class _ChatChoice(msgspec.Struct, frozen=True):
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One choice of a chat's answer."""
+
     index: int
-    message: _Message
+    message: AnswerMessage
     finish_reason: str
     logprobs: ChatLogprobs | None = None
 
 
-class _ChatAnswer(msgspec.Struct, frozen=True):
+class ChatAnswer(msgspec.Struct, frozen=True):
+    """Answer of `/v1/chat/completions`."""
+
     id: str
     object: str
     created: int
     model: str
-    choices: list[_ChatChoice]
+    choices: list[ChatChoice]
     usage: Usage
 
 
-class _TextChoice(msgspec.Struct, frozen=True):
+class TextChoice(msgspec.Struct, frozen=True):
+    """One choice of a completion's answer."""
+
     index: int
     text: str
     finish_reason: str
     logprobs: TextLogprobs | None = None
 
 
-class _TextAnswer(msgspec.Struct, frozen=True):
+class TextAnswer(msgspec.Struct, frozen=True):
+    """Answer of `/v1/completions`."""
+
     id: str
     object: str
     created: int
     model: str
-    choices: list[_TextChoice]
+    choices: list[TextChoice]
     usage: Usage
 
 
@@ -164,7 +178,7 @@ class ChatFormat:
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         listed = [
-            _ChatChoice(
+            ChatChoice(
                 c.index,
                 _message(c),
                 c.finish_reason,
@@ -172,14 +186,14 @@ class ChatFormat:
             )
             for c in choices
         ]
-        return _encode(_ChatAnswer(self._id, "chat.completion", self._created, self._model, listed, usage))
+        return _encode(ChatAnswer(self._id, "chat.completion", self._created, self._model, listed, usage))
 
 
-def _message(choice: Choice) -> _Message:
+def _message(choice: Choice) -> AnswerMessage:
     """Content is null where the model only called tools, as OpenAI has it."""
     indices = sorted({call.index for call in choice.calls})
     calls = [_whole_call([call for call in choice.calls if call.index == index]) for index in indices]
-    return _Message(
+    return AnswerMessage(
         "assistant",
         content=choice.text if choice.text or not calls else None,
         reasoning_content=choice.reasoning or msgspec.UNSET,
@@ -188,9 +202,9 @@ def _message(choice: Choice) -> _Message:
     )
 
 
-def _whole_call(pieces: Sequence[CallDelta]) -> _ToolCall:
+def _whole_call(pieces: Sequence[CallDelta]) -> AnswerToolCall:
     arguments = "".join(piece.arguments for piece in pieces)
-    return _ToolCall(pieces[0].id or "", _Function(pieces[0].name or "", arguments))
+    return AnswerToolCall(pieces[0].id or "", AnswerFunction(pieces[0].name or "", arguments))
 
 
 def _call_delta(call: CallDelta) -> dict[str, object]:
@@ -222,7 +236,7 @@ class TextFormat:
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         listed = [
-            _TextChoice(
+            TextChoice(
                 c.index,
                 c.text,
                 c.finish_reason,
@@ -230,7 +244,7 @@ class TextFormat:
             )
             for c in choices
         ]
-        return _encode(_TextAnswer(self._id, "text_completion", self._created, self._model, listed, usage))
+        return _encode(TextAnswer(self._id, "text_completion", self._created, self._model, listed, usage))
 
 
 _CHOICES = b',"choices":[{"index":'
