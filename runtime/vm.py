@@ -1,6 +1,6 @@
-"""The cloud VM as its own software knows it: `vm.json` of user-data, and where things lie on its disk.
+"""The machine as its own software knows it, a cloud's VM or a host: `vm.json`, and where things lie on its disk.
 
-/etc/deployctl/vm.json          Vm, written by user-data, constant for the VM's life
+/etc/deployctl/vm.json          Vm, written by user-data (on a host by `up`), constant for the VM's life
 /var/lib/deployctl/             the machine folder, laid out like the one of a local deployment
     releases/<id>/              deployment.json, weights.json, venv -> ../../venvs/<sha256[:12]>
     current -> releases/<id>
@@ -22,6 +22,7 @@ import msgspec
 from runtime.deployment import Struct
 
 Provider = Literal["aws", "alicloud"]
+Place = Literal["aws", "alicloud", "host"]  # "host": a machine of the user's own
 
 VM_FILE = Path("/etc/deployctl/vm.json")
 STATE_DIR = Path("/var/lib/deployctl")
@@ -38,15 +39,17 @@ class Vm(Struct, frozen=True, omit_defaults=True):
 
     `endpoint` is the base URL below which the mailbox's keys lie, for example
     https://<bucket>.s3.<region>.amazonaws.com or https://<bucket>.oss-<region>-internal.aliyuncs.com. With `spool` the
-    mailbox is that folder of the VM: `bucket` is empty, and `endpoint` the store's own, for weights.
+    mailbox is that folder of the VM: `bucket` is empty, and `endpoint` the store's own, for weights. A host has a spool
+    always, and `id`, because no metadata service says who it is.
     """
 
     name: str
-    provider: Provider
+    provider: Place
     region: str
     bucket: str
     endpoint: str
     spool: str | None = None
+    id: str | None = None
 
 
 def decode_vm(data: bytes) -> Vm:

@@ -139,8 +139,8 @@ class Cloud:
             return
         self.posted = time.monotonic()
         try:
-            status = {"instance_id": self.metadata("instance-id"), "release": self.release, "phase": "python"}
-            status |= {"updated_at": time.time(), "percent": percent, "bytes": done}
+            status = {"instance_id": self.vm.get("id") or self.metadata("instance-id"), "release": self.release}
+            status |= {"phase": "python", "updated_at": time.time(), "percent": percent, "bytes": done}
             status |= {"error": self.said[0] or None, "hint": self.said[1] or None}
             self.request("PUT", "status/status.json", json.dumps(status).encode())
         except Exception as problem:

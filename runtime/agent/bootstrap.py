@@ -75,7 +75,7 @@ def bring_up(cloud: Cloud, wheel: str, current: Mapping[str, Any] | None) -> Non
             setup = deployment.get("setup") or {}
             bundle = fetch_bundle(cloud) if setup.get("egress") == "bundle" else None
             env = pip_environment(current.get("index_url") or setup.get("pip_index"), setup.get("proxy"), bundle)
-            extras = "server,s3" if cloud.vm["provider"] == "aws" else "server,oss"
+            extras = {"aws": "server,s3", "alicloud": "server,oss"}.get(cloud.vm["provider"], "server")
             install_wheel(Path(wheel), venv, extras, env, lambda: cloud.post(least=10))
             cloud.moved += 1
         link_agent(venv)

@@ -18,13 +18,14 @@ import msgspec
 
 from runtime.agent import install, phases
 from runtime.agent.command import WORKER, CommandJob
+from runtime.agent.host import HostFacts
 from runtime.agent.metadata import Metadata, MetadataError
 from runtime.agent.releases import Release
 from runtime.agent.status import PhaseError, Progress, Report
 from runtime.agent.worker import TICK_S, WorkerError, run_worker
 from runtime.deployment import Struct
 from runtime.mailbox import write_atomic
-from runtime.vm import Provider
+from runtime.vm import Place
 
 FIRST_BOOT_S = 300.0  # uptime within which a driver that does not answer may only be late
 ASK_AGAIN_S = 5.0
@@ -72,9 +73,9 @@ def uptime_s() -> float:
 class Driver:
     """`boot_id` tells one boot from the next. `uptime` in seconds."""
 
-    provider: Provider
+    provider: Place
     state: Path
-    metadata: Metadata
+    metadata: Metadata | HostFacts
     boot_id: str
     call: install.Call = install.run_command
     uptime: Callable[[], float] = uptime_s

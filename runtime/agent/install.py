@@ -44,10 +44,11 @@ class InstallError(Exception):
         self.hint = hint
 
 
-def install_agent(root: Path = Path("/"), call: Call | None = None) -> None:
+def install_agent(root: Path = Path("/"), call: Call | None = None, *, upgrades: bool = False) -> None:
     """Users, folders and the agent's unit; starts the agent, or leaves a running one alone. Raises InstallError.
 
-    `root`: where files are written. `call` runs the commands of the machine.
+    `root`: where files are written. `call` runs the commands of the machine. `upgrades`: they go on, as their owner
+    wants, where the machine was not made by deployctl.
     """
     call = call or run_command
     place(root, SYSUSERS, render("sysusers.conf.j2"))
@@ -55,7 +56,8 @@ def install_agent(root: Path = Path("/"), call: Call | None = None) -> None:
     place(root, UNIT_DIR / AGENT_UNIT, render(f"{AGENT_UNIT}.j2"))
     call(("systemd-sysusers", str(SYSUSERS)))
     call(("systemd-tmpfiles", "--create", str(TMPFILES)))
-    stop_upgrades(call)
+    if not upgrades:
+        stop_upgrades(call)
     call(("systemctl", "daemon-reload"))
     call(("systemctl", "enable", AGENT_UNIT))
     attempt(call, "systemctl", "reset-failed", AGENT_UNIT)  # else systemd does not start what it has given up
@@ -164,8 +166,8 @@ def run_command(argv: tuple[str, ...]) -> str:
 def run(vm_file: Path) -> int:
     """`deployctl-runtime install`."""
     try:
-        decode_vm(vm_file.read_bytes())
-        install_agent()
+        vm = decode_vm(vm_file.read_bytes())
+        install_agent(upgrades=vm.provider == "host")
     except (OSError, ValueError) as error:
         print(f"error: {vm_file}: {error} | hint: this command is for a VM that deployctl has made", file=sys.stderr)
         return 1

@@ -27,12 +27,12 @@ from runtime.agent.status import PhaseError, Report
 from runtime.agent.worker import WorkerError, run_worker
 from runtime.deployment import Deployment, Setup, Struct
 from runtime.mailbox import Current, Mailbox, write_atomic
-from runtime.vm import Provider
+from runtime.vm import Place
 
 STALL_S = 300.0  # nothing grows on the disk for so long
 ATTEMPTS = 4  # at one installation, while the network is at fault
 WORKER = (sys.executable, "-m", "runtime.agent.installer")
-STORE_EXTRA: dict[Provider, str] = {"aws": "s3", "alicloud": "oss"}
+STORE_EXTRA: dict[Place, tuple[str, ...]] = {"aws": ("s3",), "alicloud": ("oss",), "host": ()}
 HUB_EXTRA, HUB_PACKAGE = "modelscope", "modelscope-hub"  # only for models that come from there
 TORCH_INDEX = "https://download.pytorch.org/whl/"  # below it one index per build: cpu, cu126, …
 CPU_BUILD = "cpu"
@@ -57,9 +57,9 @@ class Installed(Struct, frozen=True):
 class Software:
     """Everything is repeatable: what is marked as finished is left alone, all else is done again."""
 
-    def __init__(self, state: Path, provider: Provider, mailbox: Mailbox, access: Access, boot_id: str) -> None:
+    def __init__(self, state: Path, provider: Place, mailbox: Mailbox, access: Access, boot_id: str) -> None:
         self._state = state
-        self._extra = STORE_EXTRA[provider]
+        self._stores = STORE_EXTRA[provider]
         self._mailbox = mailbox
         self._access = access
         self._boot_id = boot_id
@@ -74,7 +74,8 @@ class Software:
             venv = self._state / "venvs" / digest[:12]
             if not (venv / bootstrap.READY).exists():
                 wheel = self._fetch(wanted.wheel, digest)
-                self._pip(wheel, venv, f"server,{self._extra}", self._source(wanted, release.deployment), report)
+                extras = ",".join(("server", *self._stores))
+                self._pip(wheel, venv, extras, self._source(wanted, release.deployment), report)
         link(release.folder / "venv", Path(os.path.relpath(venv, release.folder)))
 
     def add_runtime(self, wanted: Current, release: Release, report: Report, driver: str | None) -> None:
@@ -83,7 +84,7 @@ class Software:
         deployment = release.deployment
         venv = (release.folder / "venv").resolve()
         build = choose_build(deployment, driver, own_index=_index(wanted, deployment) is not None)
-        extras = ["runtime", self._extra]
+        extras = ["runtime", *self._stores]
         if deployment.model.source.startswith("modelscope:"):
             extras.append(HUB_EXTRA)
             self._add_to_agent(wanted, deployment, report)

@@ -24,6 +24,7 @@ from runtime.agent.courier import Courier
 from runtime.agent.driver import ASK_AGAIN_S, Driver, uptime_s, wait
 from runtime.agent.files import Access
 from runtime.agent.front import INNER_PORT, Front, certificate_error, domains_of
+from runtime.agent.host import HostFacts
 from runtime.agent.identity import Keeper, read_ssh_host_key, utc_now
 from runtime.agent.life import LifeWatch
 from runtime.agent.main import Agent, Settings, follow_signals
@@ -59,6 +60,7 @@ from runtime.vm import GROUP, RUN_DIR, SERVER_USER, STATE_DIR, Vm, decode_vm
 
 LOOPBACK = "127.0.0.1"
 BUCKET_S = 3.0  # between two looks into the bucket, and between two reports of progress to it
+FOLDER_S = 0.5  # the same for a folder that its user writes over SSH
 METADATA_AGAIN_S = 2.0
 LAST_ROUND_S = 5.0  # systemd kills after 10 s
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
@@ -80,7 +82,7 @@ class VmMachine:
     instance_id: str
     access: Access
     mailbox: Mailbox
-    metadata: Metadata
+    metadata: Metadata | HostFacts
     software: Software
     driver: Driver
     keeper: Keeper
@@ -89,6 +91,7 @@ class VmMachine:
     front: Front
     open_port: Callable[[str, int], bool] = open_socket
     run_tool: disk.Run = disk.run_command
+    formats_disks: bool = True  # a host's disks are its owner's: weights lie beside the rest
     image_mounts_stores: bool = field(default_factory=disk.image_mounts_stores)
     _weights: Path | None = None
     _driver_version: str | None = None
@@ -179,6 +182,8 @@ class VmMachine:
 
     def _blocks(self, setup: Setup, report: Report) -> list[disk.Block]:
         """Waits, soon after boot only, for an image that mounts instance stores itself."""
+        if not self.formats_disks:
+            return []
         while True:
             listed = self.run_tool(disk.lsblk_argv())
             if listed.code != 0 and setup.weights_disk:
@@ -239,7 +244,7 @@ def boot_id(run_dir: Path, on_new: Callable[[], None]) -> str:
         return name
 
 
-def wait_for_instance_id(metadata: Metadata) -> str:
+def wait_for_instance_id(metadata: Metadata | HostFacts) -> str:
     said = False
     while True:
         try:
@@ -252,9 +257,11 @@ def wait_for_instance_id(metadata: Metadata) -> str:
 
 
 def open_mailbox(vm: Vm) -> Mailbox:
-    """Raises BucketError."""
+    """Raises BucketError, ValueError."""
     if vm.spool is not None:
         return FolderMailbox(Path(vm.spool))
+    if vm.provider == "host":
+        raise ValueError("a host has no bucket: `spool` is missing")
     return BucketMailbox(open_bucket(vm.provider, vm.region, vm.bucket, vm.endpoint))
 
 
@@ -269,7 +276,7 @@ def run(vm_file: Path) -> int:
         return 1
     os.umask(0o022)
     access = Access(0o640, 0o750, gid=group)
-    metadata = Metadata(vm.provider)
+    metadata = HostFacts(vm) if vm.provider == "host" else Metadata(vm.provider)
     instance_id = wait_for_instance_id(metadata)
     mirrors = {KEYS: RUN_DIR / "keys.json", STATUS: RUN_DIR / "status.json"}
     courier = Courier(remote, STATE_DIR / "mailbox", mirrors, access)
@@ -281,7 +288,9 @@ def run(vm_file: Path) -> int:
         courier.put(STATUS, encode_status(status))
         courier.sync()
 
-    rounds = Rounds((LifeWatch(courier, last_words).check, uploads.upload, courier.sync), BUCKET_S)
+    # A host's power is its owner's matter.
+    life = () if vm.provider == "host" else (LifeWatch(courier, last_words).check,)
+    rounds = Rounds((*life, uploads.upload, courier.sync), FOLDER_S if vm.provider == "host" else BUCKET_S)
     machine = VmMachine(
         state=STATE_DIR,
         units=Systemd(),
@@ -295,6 +304,7 @@ def run(vm_file: Path) -> int:
         uploads=uploads,
         rounds=rounds,
         front=Front(STATE_DIR),
+        formats_disks=vm.provider != "host",
     )
     rounds.start()
     try:
