@@ -41,6 +41,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError, reason: bytes) -> None:
         self._refused = True
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:  # its body broke off while the request was worked on
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
         if self.transport.is_closing():
             return
         body = error.body()

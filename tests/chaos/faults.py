@@ -12,6 +12,7 @@ from typing import Literal
 
 from tests.chaos.machine import Machine
 
+LEAD = 120  # requests
 APART_S = 16.0  # five exits within a minute would be a crash loop
 BACK_S = 180.0  # a loaded machine needs a while to start python and torch
 KILL_DEADLINE_S = 5.0  # for an open stream to end after the death of the engine; 1 s on a quiet machine
@@ -72,36 +73,46 @@ def schedule(seed: int, numbers: int, count: int) -> list[Window]:
 
 
 class Gate:
-    """Lets requests pass up to the next fault, so that each fault happens at its number."""
+    """Lets requests pass up to the next fault, so that each fault happens at its number and in the middle of others.
+
+    numbers: ……│at_number ── LEAD ──│……
+               ^ held here until the fault is due; it happens half way
+    """
 
     def __init__(self, windows: Sequence[Window]) -> None:
         self._windows = windows
         self._changed = asyncio.Condition()
-        self.next = 0  # the fault that has not happened yet
-        self.highest = 0
+        self._next = 0  # the fault that has not happened yet
+        self._lead = 0
+        self._highest = -1
 
     async def enter(self, number: int) -> None:
         async with self._changed:
-            self.highest = max(self.highest, number)
+            self._highest = max(self._highest, number)
             self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: self.next >= len(self._windows) or number <= self._windows[self.next].at_number
-            )
+            await self._changed.wait_for(lambda: number <= self._limit())
 
-    async def reached(self, number: int) -> None:
+    async def crowded(self, window: Window) -> None:
+        """The fault is due: returns when others are under way around its number."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.highest >= number)
+            self._lead = LEAD
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self._highest >= window.at_number + LEAD // 2)
 
     async def happened(self) -> None:
         async with self._changed:
-            self.next += 1
+            self._next += 1
+            self._lead = 0
             self._changed.notify_all()
+
+    def _limit(self) -> float:
+        return self._windows[self._next].at_number + self._lead if self._next < len(self._windows) else float("inf")
 
 
 async def strike(machine: Machine, gate: Gate, windows: Sequence[Window], open_now: Callable[[], int]) -> None:
     """All faults in order. Raises TimeoutError when the endpoint does not come back."""
     for window in windows:
-        await gate.reached(window.at_number)
+        await gate.crowded(window)
         fault = window.fault
         before = await asyncio.to_thread(machine.pid, fault.unit)
         window.open_requests = open_now()

@@ -197,7 +197,7 @@ class Soak:
                 self.found.wrong.append(Wrong(-1, unit, f"{exits} exits that nobody asked for; its log: {tail}"))
         log = self._machine.log("server")
         if (at := log.find("Traceback")) >= 0:
-            self.found.wrong.append(Wrong(-1, "server", f"a traceback in its log: {log[at : at + 3000]}"))
+            self.found.wrong.append(Wrong(-1, "server", f"a traceback in its log: {log[at : at + 6000]}"))
         for window in self.found.windows:
             limit = window.fault.deadline_s
             if limit is not None and window.longest_s > limit:

@@ -11,6 +11,7 @@ from typing import Any
 from tests.chaos.ask import Ask, Shape
 from tests.chaos.client import Seen
 
+HEALTH = "/health"
 MOST_ERROR_BYTES = 4096
 _NEEDS_RETRY_AFTER = (429, 503)
 _LOST = {"engine_lost", "stopping"}  # codes of error events
@@ -56,7 +57,10 @@ def judge(ask: Ask, seen: Seen, trouble: Trouble) -> tuple[str, Answer | None]:
     if seen.status == 200:
         _check_expected(ask, seen, trouble)
         return "answered", None
-    _check_envelope(seen)
+    if ask.path == HEALTH:
+        _check_health(seen)
+    else:
+        _check_envelope(seen)
     _check_expected(ask, seen, trouble)
     return f"refused {seen.status}", None
 
@@ -81,6 +85,14 @@ def _check_envelope(seen: Seen) -> None:
     _check_error(error)
     if seen.status in _NEEDS_RETRY_AFTER and not seen.headers.get("retry-after", "").isdecimal():
         raise WrongError(f"status {seen.status} without Retry-After")
+
+
+def _check_health(seen: Seen) -> None:
+    """Its 503 says how far the machine is, and is no envelope."""
+    if not {"phase", "percent", "eta_s", "error", "hint"} <= set(json.loads(seen.body)):
+        raise WrongError(f"/health says {bytes(seen.body[:300])!r}")
+    if not seen.headers.get("retry-after", "").isdecimal():
+        raise WrongError("/health says 503 without Retry-After")
 
 
 def _check_error(error: Any) -> None:

@@ -39,3 +39,11 @@ def test_a_head_without_an_end_gets_431_and_the_server_stays_well(server: Server
     assert status == 431
     assert "65536 bytes" in str(body["error"]["message"])
     assert server.health().status_code == 200
+
+
+def test_a_body_that_breaks_off_gets_one_answer_and_leaves_no_traceback(server: Server) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    status, _ = answer_to(server, head + b"ZZ\r\n")
+    assert status in (400, 401)  # no key and no HTTP: which is seen first is open
+    assert server.health().status_code == 200
+    assert "Traceback" not in server.log.read_text()
