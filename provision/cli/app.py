@@ -26,6 +26,8 @@ COMMANDS: dict[str, CommandEntry] = {
     "preview": CommandEntry("provision.cli.preview", "Show what `up` would do on a cloud; buys nothing."),
     "status": CommandEntry("provision.cli.status", "Show phase, release, model, endpoint and processes."),
     "endpoint": CommandEntry("provision.cli.endpoint", "Print the endpoint; --env prints lines to eval."),
+    "connect": CommandEntry("provision.cli.connect", "Print what a client needs: openai, curl, langchain, chatbox, …"),
+    "open": CommandEntry("provision.cli.open", "Open the playground in a browser."),
     "chat": CommandEntry("provision.cli.chat", "Talk to the model in the terminal."),
     "logs": CommandEntry("provision.cli.logs", "Show the logs of engine, server, agent and supervisor."),
     "ssh": CommandEntry("provision.cli.ssh", "Open a shell on a deployment's machine."),
