@@ -19,7 +19,10 @@ CALL, END_CALL = "<tool_call>", "</tool_call>"
 ToolFormat = Literal["hermes", "llama3"]
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
-_State = Literal["start", "thinking", "text", "call"]
+_LONGEST_HEAD = 1024  # characters: what is no call by then is looked at once more at its end only
+_JSON = json.JSONDecoder()
+_BETWEEN = " \t\r\n;"  # how Llama 3 sets calls apart
+_State = Literal["start", "thinking", "text", "call", "between"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class OutputParser:
                 parsed.reasoning = held
             case "call":
                 self._end_call(parsed, held, complete=self._tools == "llama3")
+            case "between":
+                pass
             case _:
                 parsed.text = held
         return parsed
@@ -105,6 +110,8 @@ class OutputParser:
                 return False
             case "call":
                 return self._follow_call(parsed)
+            case "between":
+                return self._go_on()
 
     def _start(self) -> bool:
         """Decides, from the first characters that are no white space, how the answer begins."""
@@ -153,11 +160,14 @@ class OutputParser:
             parsed.text += text
 
     def _follow_call(self, parsed: Parsed) -> bool:
-        """The inside of a call up to its end marker; calls of Llama 3 end with the output."""
+        """The inside of a call up to its end marker; calls of Llama 3 end with their last bracket."""
         if self._tools == "llama3":
             piece, self._held = self._held, ""
             self._take(parsed, piece)
-            return False
+            if (rest := self._call.rest()) is None:
+                return False
+            self._held, self._state = rest, "between"
+            return True
         before, found, after = self._held.partition(END_CALL)
         if not found:
             keep = _overlap(before, END_CALL)
@@ -166,6 +176,17 @@ class OutputParser:
             return False
         self._end_call(parsed, before, complete=True)
         self._held, self._state, self._strip = after, "text", True
+        return True
+
+    def _go_on(self) -> bool:
+        """After a call of Llama 3: the next one, or text."""
+        begin = self._held.lstrip(_BETWEEN)
+        if not begin:
+            return False
+        if begin[0] == "{":
+            self._held, self._state, self._call = begin, "call", _CallScanner(self._calls)
+        else:
+            self._state, self._strip = "text", True
         return True
 
     def _take(self, parsed: Parsed, piece: str) -> None:
@@ -209,7 +230,7 @@ class _CallScanner:
         self.text += piece
         found: list[CallDelta] = []
         if not self.begun:
-            head = _HEAD.match(self.text)
+            head = _HEAD.match(self.text) if len(self.text) - len(piece) <= _LONGEST_HEAD else None
             if head is None:
                 return []
             self.begun, self._at = True, head.end()
@@ -230,6 +251,16 @@ class _CallScanner:
             return None
         written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         return CallDelta(self.index, written, new_call_id(), name)
+
+    def rest(self) -> str | None:
+        """What follows the call's object; None before its end."""
+        if not self._done:
+            return None
+        try:
+            _, end = _JSON.raw_decode(self.text)
+        except ValueError:
+            return None
+        return self.text[end:]
 
     def _scan(self) -> str:
         """The part of the arguments that is new."""

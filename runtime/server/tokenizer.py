@@ -99,6 +99,8 @@ class ModelTokenizer:
         """
         if self._template is None:
             raise PromptError("this model has no chat template; use /v1/completions")
+        if self.tool_format is None and any("tool_calls" in turn or turn["role"] == "tool" for turn in messages):
+            raise PromptError("this model's chat template knows no tools, so it cannot show calls and their results")
         try:
             text = self._template.render(messages, tools, options)
         except ChatTemplateError as error:

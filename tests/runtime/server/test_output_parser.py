@@ -113,6 +113,21 @@ def test_llama_writes_a_call_as_the_whole_answer() -> None:
     assert found == Result("", "", [("add", '{"a": 1}')])
 
 
+def test_llama_writes_several_calls_one_after_the_other() -> None:
+    calls = '{"name": "a", "parameters": {"x": "};{"}}; {"name": "b", "parameters": {}}'
+    assert both_ways(calls, tools="llama3") == Result("", "", [("a", '{"x": "};{"}'), ("b", "{}")])
+
+
+def test_text_after_a_call_of_llama_is_not_lost() -> None:
+    found = both_ways('{"name": "a", "parameters": {}}\nDone; {}', tools="llama3")
+    assert found == Result("Done; {}", "", [("a", "{}")])
+
+
+def test_only_the_first_call_of_llama_counts_where_one_was_allowed() -> None:
+    calls = '{"name": "a", "parameters": {}}; {"name": "b", "parameters": {}}'
+    assert both_ways(calls, tools="llama3", one_call=True).calls == [("a", "{}")]
+
+
 @pytest.mark.parametrize("output", ['{"a": 1}', "{not json", "Hello {you}"])
 def test_an_answer_in_braces_that_is_no_call_is_text(output: str) -> None:
     assert both_ways(output, tools="llama3") == Result(output, "", [])
