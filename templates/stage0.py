@@ -144,7 +144,7 @@ class Cloud:
             status |= {"error": self.said[0] or None, "hint": self.said[1] or None}
             self.request("PUT", "status/status.json", json.dumps(status).encode())
         except Exception as problem:
-            print("status not written:", problem, flush=True)
+            print("no status:", problem, flush=True)
 
     def download(self, key: str, path: str, digest: str) -> None:
         """The object as the file `path`, whole and verified. What an earlier run has fetched is not fetched again."""
@@ -163,7 +163,7 @@ class Cloud:
                     self.moved += 1
                     self.post(100 * file.tell() / size, file.tell(), least=2)
                 if file.tell() < size:
-                    raise OSError(f"{key}: cut off after {file.tell()} of {size} bytes")
+                    raise OSError(f"{key}: cut off at {file.tell()} of {size} bytes")
             except HTTPError as error:
                 if error.code != 416:  # else all of it is here already
                     raise
