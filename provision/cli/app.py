@@ -38,6 +38,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "ps": CommandEntry("provision.cli.ps", "List all deployments with phase, endpoint, age and price."),
     "keys": CommandEntry("provision.cli.keys", "List, add, rotate and revoke API keys, without a restart."),
     "bench": CommandEntry("provision.cli.bench", "Measure the endpoint under load: tokens/s, latency, price."),
+    "monitor": CommandEntry("provision.cli.monitor", "Run Prometheus on the deployments; print alerts."),
     "wait": CommandEntry("provision.cli.wait", "Wait until a cloud deployment answers; used by the Pulumi program."),
     "plan": CommandEntry("provision.cli.plan", "Show what fits and what it costs; starts nothing."),
     "weights": CommandEntry("provision.cli.weights", "Put a model, or a machine's packages, into a bucket."),
