@@ -15,6 +15,7 @@ from runtime.server.errors import SERVER, ApiError, from_status, from_validation
 from runtime.server.gate import Gate
 from runtime.server.json_text import BoundedRoute
 from runtime.server.metrics import Metrics
+from runtime.server.openapi import add_openapi
 from runtime.server.pages import add_pages
 from runtime.server.routes.generations import add_generations
 from runtime.server.routes.models import add_models
@@ -55,6 +56,7 @@ def create_app(service: Service) -> FastAPI:
     add_generations(app, service)
     add_tokens(app, service)
     add_pages(app)
+    add_openapi(app, service)
     return app
 
 

@@ -29,6 +29,6 @@ def add_pages(app: FastAPI) -> None:
 
 
 def _add_page(app: FastAPI, path: str, body: bytes, media_type: str) -> None:
-    @app.get(path)
+    @app.get(path, include_in_schema=False)
     async def page() -> Response:
         return Response(body, headers=_HEADERS, media_type=media_type)

@@ -14,10 +14,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PlainValidator,
+    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from runtime.server import limits
 
@@ -31,19 +35,26 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-def neutral(*values: object) -> AfterValidator:
+class Neutral:
     """Accepts only the values that ask for nothing; the field is refused by name otherwise."""
 
-    def check(value: object) -> object:
-        if any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in values):
+    def __init__(self, *values: object) -> None:
+        self._values = values
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"enum": list(self._values)}
+
+    def _check(self, value: object) -> object:
+        if any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in self._values):
             return value
         raise PydanticCustomError(
             "not_yet",
             "not supported yet; leave it out or send {neutral}",
-            {"neutral": " or ".join("null" if known is None else repr(known) for known in values)},
+            {"neutral": " or ".join("null" if known is None else repr(known) for known in self._values)},
         )
-
-    return AfterValidator(check)
 
 
 def _listed(value: object) -> object:
@@ -106,14 +117,40 @@ def _reject_part(value: object) -> object:
     return value
 
 
-Off = Annotated[Any, neutral(None, False)]
-Zero = Annotated[Any, neutral(None, 0)]
-One = Annotated[Any, neutral(None, 1)]
-Empty = Annotated[Any, neutral(None, [], {})]
-Null = Annotated[Any, neutral(None)]
+Off = Annotated[Any, Neutral(None, False)]
+Zero = Annotated[Any, Neutral(None, 0)]
+One = Annotated[Any, Neutral(None, 1)]
+Empty = Annotated[Any, Neutral(None, [], {})]
+Null = Annotated[Any, Neutral(None)]
 STRUCTURED = ("response_format", "guided_json", "guided_regex", "guided_choice")
 Tokens = Annotated[int, Field(ge=1, le=limits.MAX_COUNT)]
 TokenId = Annotated[int, Field(ge=0, le=limits.MAX_COUNT)]
+# What clients may send, for the document of the API, where a validator takes more forms than the field's type says.
+StopText = Annotated[
+    str,
+    AfterValidator(_stop_text),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": limits.MAX_STOP_CHARS}),
+]
+_StopsGiven = StopText | Annotated[list[StopText], Field(max_length=limits.MAX_STOPS)] | None
+_StopIdsGiven = Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_TOKEN_IDS)] | None
+_Ids = Annotated[list[TokenId], Field(min_length=1)]
+_PromptsGiven = (
+    str
+    | _Ids
+    | Annotated[list[str], Field(min_length=1, max_length=limits.MAX_PROMPTS)]
+    | Annotated[list[_Ids], Field(min_length=1, max_length=limits.MAX_PROMPTS)]
+)
+_BiasesGiven = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "patternProperties": {"^[0-9]+$": {"type": "number", "minimum": -100, "maximum": 100}},
+            "additionalProperties": False,
+            "maxProperties": limits.MAX_BIASES,
+        }
+    ),
+]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -166,13 +203,13 @@ class GenerationBody(Body):
     min_tokens: Annotated[int, Field(ge=0, le=limits.MAX_COUNT)] | None = None
     ignore_eos: bool | None = None
     stop: Annotated[
-        list[Annotated[str, AfterValidator(_stop_text)]],
-        BeforeValidator(_listed),
+        list[StopText],
+        BeforeValidator(_listed, json_schema_input_type=_StopsGiven),
         Field(max_length=limits.MAX_STOPS),
     ] = []
     stop_token_ids: Annotated[
         list[TokenId],
-        BeforeValidator(lambda value: [] if value is None else value),
+        BeforeValidator(lambda value: [] if value is None else value, json_schema_input_type=_StopIdsGiven),
         Field(max_length=limits.MAX_STOP_TOKEN_IDS),
     ] = []
     stream: bool | None = None
@@ -183,7 +220,7 @@ class GenerationBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    logit_bias: Annotated[Bias, PlainValidator(_biases)] = ()
+    logit_bias: Annotated[Bias, PlainValidator(_biases, json_schema_input_type=_BiasesGiven)] = ()
 
     length_penalty: One = None
     response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
@@ -193,8 +230,8 @@ class GenerationBody(Body):
     prompt_logprobs: Null = None
     use_beam_search: Off = None
     include_stop_str_in_output: Off = None
-    skip_special_tokens: Annotated[Any, neutral(None, True)] = None
-    spaces_between_special_tokens: Annotated[Any, neutral(None, True)] = None
+    skip_special_tokens: Annotated[Any, Neutral(None, True)] = None
+    spaces_between_special_tokens: Annotated[Any, Neutral(None, True)] = None
     truncate_prompt_tokens: Null = None
     priority: Zero = None
 
@@ -219,8 +256,11 @@ class GenerationBody(Body):
 class TextPart(Body):
     """One part of a message's content."""
 
-    type: Annotated[Literal["text"], BeforeValidator(_reject_part)]
+    type: Annotated[Literal["text"], BeforeValidator(_reject_part, json_schema_input_type=Literal["text"])]
     text: str
+
+
+_ContentGiven = str | list[TextPart] | None
 
 
 class CalledFunction(Body):
@@ -243,7 +283,7 @@ class Message(Body):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[TextPart], BeforeValidator(_parts)] = []
+    content: Annotated[list[TextPart], BeforeValidator(_parts, json_schema_input_type=_ContentGiven)] = []
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=limits.MAX_TOOLS)] | None = None
     tool_call_id: str | None = None
@@ -324,15 +364,15 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: TemplateOptions = TemplateOptions()
 
     functions: Empty = None
-    function_call: Annotated[Any, neutral(None, "none")] = None
-    modalities: Annotated[Any, neutral(None, ["text"])] = None
+    function_call: Annotated[Any, Neutral(None, "none")] = None
+    modalities: Annotated[Any, Neutral(None, ["text"])] = None
     audio: Null = None
     prediction: Null = None
     store: Off = None
     metadata: Empty = None
-    service_tier: Annotated[Any, neutral(None, "auto", "default")] = None
+    service_tier: Annotated[Any, Neutral(None, "auto", "default")] = None
     reasoning_effort: Null = None
-    add_generation_prompt: Annotated[Any, neutral(None, True)] = None
+    add_generation_prompt: Annotated[Any, Neutral(None, True)] = None
     continue_final_message: Off = None
     echo: Off = None
 
@@ -351,13 +391,13 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[list[Prompt], PlainValidator(_prompts)]
+    prompt: Annotated[list[Prompt], PlainValidator(_prompts, json_schema_input_type=_PromptsGiven)]
 
     logprobs: Annotated[int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
     echo: bool | None = None
 
     best_of: One = None
-    suffix: Annotated[Any, neutral(None, "")] = None
+    suffix: Annotated[Any, Neutral(None, "")] = None
 
     @model_validator(mode="after")
     def _echo_alone(self) -> CompletionBody:

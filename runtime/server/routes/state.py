@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from importlib import metadata
 
+import msgspec
 from fastapi import FastAPI, Response
 
 from runtime.server.answers import json_answer
 from runtime.server.service import Service
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Answer of `/health` when requests are taken; until then it is that of a 503 without its envelope."""
+
+    status: str = "ready"
+    phase: str = "ready"
+    percent: float = 100.0
+    eta_s: float = 0.0
+    error: None = None
+    hint: None = None
+
+
+class Version(msgspec.Struct, frozen=True):
+    """Answer of `/version`."""
+
+    version: str
 
 
 def add_state(app: FastAPI, service: Service) -> None:
@@ -19,15 +37,7 @@ def add_state(app: FastAPI, service: Service) -> None:
     async def health() -> Response:
         unready = service.readiness.unready()
         if unready is None:
-            ready = {
-                "status": "ready",
-                "phase": "ready",
-                "percent": 100.0,
-                "eta_s": 0.0,
-                "error": None,
-                "hint": None,
-            }
-            return json_answer(ready)
+            return json_answer(Health())
         return json_answer(unready, 503, {"Retry-After": str(unready.retry_after_s)})
 
     @app.get("/metrics")
@@ -39,7 +49,7 @@ def add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/version")
     async def version() -> Response:
-        return json_answer({"version": installed_version()})
+        return json_answer(Version(installed_version()))
 
 
 def installed_version() -> str:

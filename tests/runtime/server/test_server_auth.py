@@ -76,6 +76,7 @@ def test_the_routes_are_those_of_the_api() -> None:
         "/tokenize",
         "/detokenize",
         "/version",
+        "/openapi.json",
         *PATHS,
     }
 
