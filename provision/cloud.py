@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from provision import mailboxes
 from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
 from provision.errors import CloudError, FailedError, NotRunningError
@@ -27,16 +28,16 @@ from provision.sweep import Sweep, delete_leftovers, find_leftovers
 from provision.target import Access, LogLine, LogQuery, Observation
 from provision.trust import forget_files
 from provision.waiting import with_status
-from runtime.bucket import BucketError, open_bucket
+from runtime.bucket import BucketError
 from runtime.deployment import Deployment, decode_deployment
 from runtime.mailbox import (
     CURRENT,
     IDENTITY,
     LOGS,
     STATUS,
-    BucketMailbox,
     Current,
     Identity,
+    Mailbox,
     Status,
     decode_current,
     decode_identity,
@@ -131,13 +132,13 @@ class CloudTarget:
         self.__dict__.pop("config", None)
 
     @functools.cached_property
-    def mailbox(self) -> BucketMailbox:
-        """Raises NotRunningError before the bucket exists, BucketError."""
+    def mailbox(self) -> Mailbox:
+        """Raises NotRunningError before it exists, BucketError."""
         exports, spec = self.exports, self.spec()
         if exports.mailbox is None or exports.region is None or spec is None or spec.cloud not in ("aws", "alicloud"):
             raise _not_up(self.name)
         provider: Provider = "aws" if spec.cloud == "aws" else "alicloud"
-        return BucketMailbox(open_bucket(provider, exports.region, exports.mailbox))
+        return mailboxes.open_mailbox(provider, exports.region, exports.mailbox)
 
     def observe(self) -> Observation:
         spec, exports = self.spec(), self.exports
@@ -163,6 +164,8 @@ class CloudTarget:
         try:
             status = self.status()
         except BucketError as error:
+            if error.code == mailboxes.NOT_RUNNING:
+                return dataclasses.replace(seen, error=str(error), hint=f"deployctl up --name {self.name}")
             hint = "the mailbox cannot be read from here; the endpoint may serve all the same"
             return dataclasses.replace(seen, life="unknown", error=str(error), hint=hint)
         return with_status(seen, status)
@@ -230,7 +233,7 @@ class CloudTarget:
             yield from (line for line in lines if oldest is None or (line.at or 0.0) >= oldest)
             if not query.follow:
                 return
-            time.sleep(FOLLOW_S)
+            time.sleep(max(FOLLOW_S, mailboxes.poll_s(self.exports.mailbox)))
 
     def _new_lines(self, query: LogQuery, last: dict[str, LogLine]) -> list[LogLine]:
         """Lines that came after the `last` ones, by time."""

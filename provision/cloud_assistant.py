@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from provision.mailboxes import NOT_RUNNING
 from provision.sweep.alicloud_client import AlicloudClient, ApiError, Json
 from runtime.bucket import BucketError
 from runtime.vm import SPOOL_DIR
@@ -36,7 +37,6 @@ PAUSE_S = 0.5  # between two looks at a command
 START_PAUSE_S = 3.0  # between two looks at a machine that boots
 TRIES = 5  # reads of an object that changes meanwhile
 MISSING = 44  # exit status of a command that finds no such object
-NOT_RUNNING = "NotRunning"  # BucketError.code: the machine is stopped, or gone
 NONZERO = "ExitCodeNonzero"  # ErrorCode of a command that ran to its end
 ENDED = ("InstanceNotRunning", "InstanceNotExists", "InstanceReleased")
 BUSY = ("Pending", "Scheduled", "Running", "Stopping")

@@ -22,6 +22,7 @@ from typing import Literal
 from provision.catalog import INSTANCE_TYPES
 from provision.preflight import quota_questions
 from provision.preflight.quotas import raise_command, vcpu_code
+from provision.preflight.rules import STORE_FORBIDDEN
 from provision.spec import DeploymentSpec
 from provision.stack_settings import Placement
 
@@ -71,8 +72,9 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "auth",
-        r"PublicEndpointForbidden",
-        "the same command with OSS_ENDPOINT set to an endpoint that this account may use (docs/alicloud.md, Public)",
+        STORE_FORBIDDEN,
+        "the same command with --mailbox cloud_assistant, or with OSS_ENDPOINT set to an endpoint that this account may"
+        " use (docs/alicloud.md, Accounts that may not use OSS from outside)",
     ),
     # capacity, where a code looks like a quota
     Family("capacity", r"Insufficient(?:Instance|Host|ReservedInstance|Cluster)?Capacity\w*|UnfulfillableCapacity"),

@@ -13,6 +13,9 @@ from runtime.mailbox import BucketMailbox, Mailbox
 from runtime.vm import Provider
 
 SCHEME = "cloud-assistant:"  # no bucket's name holds a colon
+NOT_RUNNING = "NotRunning"  # BucketError.code: the machine that holds the mailbox is stopped, or gone
+BUCKET_POLL_S = 2.0  # between two looks
+SPOOL_POLL_S = 10.0  # each look is a command on the machine, and an account may run so many a day
 
 
 def spool_address(instance_id: str) -> str:
@@ -31,6 +34,11 @@ def open_mailbox(provider: Provider, region: str, address: str, store: str | Non
     from provision.sweep.alicloud_client import AlicloudClient
 
     return AssistantMailbox(AlicloudClient(region, os.environ), address.removeprefix(SCHEME))
+
+
+def poll_s(address: str | None) -> float:
+    """Seconds between two looks of somebody who waits."""
+    return SPOOL_POLL_S if address is not None and is_spool(address) else BUCKET_POLL_S
 
 
 def describe(address: str) -> str:

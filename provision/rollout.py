@@ -21,8 +21,10 @@ from provision.failover import (
     describe_attempt,
     quota_command,
 )
+from provision.preflight.rules import STORE_FORBIDDEN
 from provision.render import absolute
-from provision.spec import DeploymentSpec
+from provision.rules import contradictions
+from provision.spec import DeploymentSpec, SpecError
 from provision.stack_settings import PLACEMENT, PROJECT, Placement, StackSettings
 
 RETRY_PAUSE_S = 15.0  # before the same place is tried again after a transient error
@@ -114,8 +116,10 @@ def bring_up(
     pause: Callable[[float], None] = time.sleep,
 ) -> Result:
     """`pulumi up`, and again in the next place while the cloud says that it has no capacity; one line per attempt.
+    Where the mailbox cannot be a bucket, and nobody has said that it must be, it is made the machine's own spool.
 
-    Raises CapacityError when every place was tried, PlanError where the preflight refuses, CloudError for the rest.
+    Raises CapacityError when every place was tried, PlanError where the preflight refuses, SpecError for what no spool
+    can carry, CloudError for the rest.
     """
     stack = target.stack
     write_config(target, spec, settings)
@@ -130,6 +134,11 @@ def bring_up(
             candidates = candidates or error.candidates
             place = place or next(iter(candidates), None)
             verdict = classify(error.messages)
+            if verdict.code == STORE_FORBIDDEN and spec.mailbox is None and target.exports.instance_id is None:
+                report("this account may not use OSS from outside: mailbox cloud_assistant, without a bucket")
+                spec = without_bucket(spec)
+                write_config(target, spec, target.settings)
+                continue
             if place is None or (error.of_program and verdict.kind != "transient"):
                 raise explained(error, spec, verdict, attempts) from error
             attempts.append(Attempt(place, verdict))
@@ -148,6 +157,14 @@ def bring_up(
             target.forget()
             pin_place(target)
             return result
+
+
+def without_bucket(spec: DeploymentSpec) -> DeploymentSpec:
+    """Raises SpecError."""
+    changed = spec.model_copy(update={"mailbox": "cloud_assistant"})
+    if problems := list(contradictions(changed)):
+        raise SpecError(problems)
+    return changed
 
 
 def forget_pending(stack: CloudStack, report: Report) -> None:

@@ -10,24 +10,24 @@ from typing import Literal
 
 import msgspec
 
+from provision import mailboxes
 from provision.client import OpenAIClient
 from provision.errors import EndpointError, FailedError, NotRunningError
 from provision.local import judge
 from provision.progress import Display, make_display, wait_until_settled
 from provision.target import Access, LogLine, LogQuery, Observation
-from runtime.bucket import BucketError, open_bucket
-from runtime.mailbox import IDENTITY, STATUS, BucketMailbox, Identity, Mailbox, Status, decode_identity, decode_status
+from runtime.bucket import BucketError
+from runtime.mailbox import IDENTITY, STATUS, Identity, Mailbox, Status, decode_identity, decode_status
 from runtime.vm import Provider
 
 SILENCE_LIMIT_S = 900.0  # a machine boots, installs a driver and boots again without a word
-POLL_S = 2.0
 UNREADABLE_LIMIT_S = 120.0  # until a mailbox that is forbidden from here is given up
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which release of which deployment. `store`: address of the object store, None = the cloud's own. `instance_id`:
-    reports of any other instance are old; None = any counts."""
+    """Which release of which deployment. `bucket`: its mailbox (provision.mailboxes). `store`: address of the object
+    store, None = the cloud's own. `instance_id`: reports of any other instance are old; None = any counts."""
 
     name: str
     provider: Provider
@@ -102,12 +102,13 @@ def wait_for_release(
     *,
     mailbox: Mailbox | None = None,
     display: Display | None = None,
-    poll_s: float = POLL_S,
+    poll_s: float | None = None,
     silence_limit_s: float = SILENCE_LIMIT_S,
 ) -> Found:
     """Shows progress until the release is ready. Raises FailedError; a mailbox that is forbidden from here is no
     failure but "unknown"."""
-    box = mailbox or BucketMailbox(open_bucket(wanted.provider, wanted.region, wanted.bucket, wanted.store))
+    box = mailbox or mailboxes.open_mailbox(wanted.provider, wanted.region, wanted.bucket, wanted.store)
+    poll_s = poll_s or mailboxes.poll_s(wanted.bucket)
     target = Mailed(wanted, box)
     try:
         seen = wait_until_settled(

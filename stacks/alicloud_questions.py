@@ -9,9 +9,10 @@ import pulumi
 import pulumi_alicloud as alicloud
 
 from provision.images import Image, ImageChoice
-from provision.naming import TAG
+from provision.naming import PREFIX, TAG
 from provision.preflight import LivePrice, Quota, QuotaQuestion, Unknown, in_unit_of
 from provision.preflight.quotas import ALICLOUD_TYPES, ALICLOUD_VPCS
+from provision.preflight.rules import STORE_FORBIDDEN
 from provision.spec import DeploymentSpec
 
 POST_PAID = "PostPaid"
@@ -105,6 +106,21 @@ class AlicloudQuestions:
         every = alicloud.quotas.get_quotas(product_code=question.service, opts=self.options).quotas
         found = next(item for item in every if item.quota_action_code in names)
         return Quota(question, found.total_quota, self._used(found.total_usage, found.consumable, self._own(question)))
+
+    def may_use_store(self) -> bool:
+        """Tried by listing a bucket of deployctl's in the region: a question about all buckets of an account would need
+        rights to all of them, and take long."""
+        found = alicloud.oss.get_buckets(name_regex=f"^{PREFIX}", opts=self.options).buckets
+        names = sorted(item.name for item in found if item.location.endswith(self.spec.region or ""))
+        if not names:
+            raise LookupError("there is no bucket of deployctl's in the region to try it with")
+        try:
+            alicloud.oss.get_bucket_objects(bucket_name=names[0], key_prefix="nothing/", opts=self.options)
+        except Exception as error:
+            if STORE_FORBIDDEN in str(error):
+                return False
+            raise
+        return True
 
     def _used(self, usage: float, is_counted: bool, own: int) -> float | Unknown:
         return max(0.0, usage - own) if is_counted else Unknown("the quota centre does not count it")

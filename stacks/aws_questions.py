@@ -26,6 +26,9 @@ class AwsQuestions:
         self.spec, self.options = spec, options
         self.own = {TAG: spec.name}
 
+    def may_use_store(self) -> bool:
+        return True  # S3 is closed to no account
+
     def is_running(self) -> bool:
         return bool(aws.ec2.get_instances(instance_tags=self.own, instance_state_names=ALIVE, opts=self.options).ids)
 

@@ -26,7 +26,7 @@ from provision.preflight import (
     instance_types,
     quota_questions,
 )
-from provision.spec import DeploymentSpec
+from provision.spec import DeploymentSpec, in_mainland_china
 from provision.stack_settings import StackSettings
 from provision.user_data import render_user_data
 from runtime.vm import Provider, Vm
@@ -55,6 +55,10 @@ class Questions(Protocol):
     def price(self, instance_type: str, zone: str | None) -> LivePrice: ...
 
     def quota(self, question: QuotaQuestion) -> Quota: ...
+
+    def may_use_store(self) -> bool:
+        """Whether the account may read and write objects from outside the region."""
+        ...
 
 
 def run_preflight(
@@ -110,6 +114,7 @@ def ask_everything(spec: DeploymentSpec, plan: Plan, settings: StackSettings, cl
         subnet_zones=ask(cloud.subnet_zones) if spec.vpc_id else None,
         user_data_bytes=_user_data_bytes(spec),
         running=running is True,
+        may_use_store=ask(cloud.may_use_store) if _store_may_be_closed(spec) else None,
     )
 
 
@@ -128,6 +133,10 @@ def _quota(cloud: Questions, question: QuotaQuestion) -> Quota:
         return Quota(question, unknown, unknown)
     answer = ask(lambda: cloud.quota(question))
     return Quota(question, answer, answer) if isinstance(answer, Unknown) else answer
+
+
+def _store_may_be_closed(spec: DeploymentSpec) -> bool:
+    return spec.mailbox != "cloud_assistant" and in_mainland_china(spec.cloud, spec.region)
 
 
 def _network_zones(

@@ -26,6 +26,7 @@ from provision.errors import (
     UsageError,
 )
 from provision.failover import classify
+from provision.mailboxes import poll_s
 from provision.planning import Plan
 from provision.progress import format_seconds, is_rolled_back, make_display, progress_text, wait_until_settled
 from provision.reach import Check, prove_reach
@@ -36,8 +37,7 @@ from provision.target import Access
 from provision.trust import pin_file
 
 SILENCE_LIMIT_S = 900.0  # a machine boots, installs a driver and boots again without a word
-POLL_S = 2.0
-FIXED = ("cloud", "region")
+FIXED = ("cloud", "region", "mailbox")
 
 
 def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up") -> None:
@@ -51,7 +51,7 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
     project = open_project_for(spec.cloud, yes=yes)
     target = existing(project, spec.name)
     old = target.spec() if target else None
-    spec = with_caller(anchored(spec), old)
+    spec = with_mailbox(with_caller(anchored(spec), old), old)
     wait, running = spec.wait, is_running(target)
     differences: list[str] = []
     if running:
@@ -89,7 +89,8 @@ def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:
     warn_of_cost(spec)
     project = open_project_for(spec.cloud, yes=False)
     known = existing(project, spec.name)
-    spec = with_caller(anchored(spec), known.spec() if known else None)
+    old = known.spec() if known else None
+    spec = with_mailbox(with_caller(anchored(spec), old), old)
     target = known or CloudTarget(project.open_or_create(spec.name))
     try:
         with target.stack.keeping_config():
@@ -134,6 +135,13 @@ def with_caller(spec: DeploymentSpec, old: DeploymentSpec | None) -> DeploymentS
     cidr = caller_cidr(os.environ)
     say(f"only {cidr} may connect: your address; --allowed-cidrs names others")
     return spec.model_copy(update={"allowed_cidrs": (cidr,)})
+
+
+def with_mailbox(spec: DeploymentSpec, old: DeploymentSpec | None) -> DeploymentSpec:
+    """The spec with the mailbox that an earlier `up` has gone over to: the machine knows no other."""
+    if old is None or (spec.mailbox is not None and spec.mailbox != (old.mailbox or "bucket")):
+        return spec
+    return spec.model_copy(update={"mailbox": old.mailbox})
 
 
 def describe_changes(old: DeploymentSpec | None, spec: DeploymentSpec) -> list[str]:
@@ -185,8 +193,9 @@ def finish_cloud(
     release = target.exports.release
     if release is None:
         raise NotRunningError(f"{spec.name} has no release", next_command=f"deployctl up --name {spec.name}")
+    pause = poll_s(target.exports.mailbox)
     try:
-        seen = wait_until_settled(target, release, make_display(), silence_limit_s=SILENCE_LIMIT_S, poll_s=POLL_S)
+        seen = wait_until_settled(target, release, make_display(), silence_limit_s=SILENCE_LIMIT_S, poll_s=pause)
         if is_rolled_back(seen, release):
             raise roll_back(target, before, release, "\n".join(text for text in (seen.error, seen.hint) if text))
         if seen.life == "failed":

@@ -56,6 +56,7 @@ def _findings(
     yield from _to_buy(rules.check_image(spec, first, choose_image(spec, first), facts.image), facts)
     yield from rules.check_disks(spec, plan, first, facts.image)
     yield from rules.check_network(spec)
+    yield from _to_buy(rules.check_mailbox(spec, facts.may_use_store), facts)
     yield from rules.check_user_data(facts.user_data_bytes)
     yield from rules.check_price(spec, plan, facts.price)
     yield from _afterwards(spec, plan)

@@ -58,7 +58,8 @@ class Facts:
 
     `offered`: zones that sell an instance type, by type. `network_zones`: zones in which a subnet can be made, whether
     or not they sell the type. `subnet_zones`: zones of the subnets that the spec's own network has; None = the network
-    is ours. `running`: the machine exists, and needs neither stock nor an image any more.
+    is ours. `running`: the machine exists, and needs neither stock nor an image any more. `may_use_store`: whether the
+    account may use the object store from outside; None = it was not asked.
     """
 
     offered: Mapping[str, tuple[str, ...] | Unknown]
@@ -69,3 +70,4 @@ class Facts:
     subnet_zones: tuple[str, ...] | Unknown | None = None
     user_data_bytes: int | None = None
     running: bool = False
+    may_use_store: bool | Unknown | None = None

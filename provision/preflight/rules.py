@@ -24,6 +24,7 @@ MAX_DISK_GIB = {
     "cloud_ssd": 32_768,
 }
 ALICLOUD_MAX_SYSTEM_GIB = 2048
+STORE_FORBIDDEN = "PublicEndpointForbidden"  # OSS's code for accounts made since 2025-03-20, in mainland regions
 OTHER_IMAGE = "deployctl up --image <id>"
 
 
@@ -131,6 +132,22 @@ def check_user_data(size: int | None) -> Iterator[Finding]:
         yield Finding("error", "user-data", f"{size} bytes, and at most {MAX_BYTES} are sent")
     else:
         yield Finding("ok", "user-data", f"{size} of {MAX_BYTES} bytes")
+
+
+def check_mailbox(spec: DeploymentSpec, may_use_store: bool | Unknown | None) -> Iterator[Finding]:
+    """Whether deployctl and the machine can meet in a bucket."""
+    if spec.mailbox == "cloud_assistant":
+        text = "a folder of the machine, through Cloud Assistant: what it carries stays in the account's records"
+        yield Finding("ok", "mailbox", text)
+    elif isinstance(may_use_store, Unknown):
+        text = (
+            f"whether this account may use OSS from outside is unknown ({may_use_store.why}); its first object tells,"
+            " before an address or a machine is bought"
+        )
+        yield Finding("warning", "mailbox", text)
+    elif may_use_store is False:
+        text = f"this account may not use OSS from outside ({STORE_FORBIDDEN})"
+        yield Finding("error", "mailbox", text, "deployctl up --mailbox cloud_assistant")
 
 
 def check_network(spec: DeploymentSpec) -> Iterator[Finding]:

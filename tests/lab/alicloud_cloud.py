@@ -230,9 +230,13 @@ class AlicloudCloud:
         return {"ipAddress": f"{self.addresses}{len(self.find('EipAddress')) + 10}"}
 
     def _check_object(self, inputs: Properties) -> Properties:
+        self.check_store()
+        return {"etag": "0"}
+
+    def check_store(self) -> None:
+        """Raises Refused where objects may not be read or written from outside."""
         if self.is_public_oss_forbidden:
             raise Refused("PublicEndpointForbidden", "the public endpoint is not for this account")
-        return {"etag": "0"}
 
     def _check_switch(self, inputs: Properties) -> Properties:
         block = ipaddress.ip_network(inputs["cidrBlock"])

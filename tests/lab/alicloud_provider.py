@@ -24,6 +24,8 @@ class AlicloudProvider:
             "ecs/getInstanceTypes:getInstanceTypes": self._instance_types,
             "ecs/getInstances:getInstances": lambda args: self._ids("/instance:Instance", args),
             "index/getZones:getZones": self._zones,
+            "oss/getBucketObjects:getBucketObjects": self._objects,
+            "oss/getBuckets:getBuckets": self._buckets,
             "quotas/getQuotas:getQuotas": self._quotas,
             "vpc/getNetworks:getNetworks": lambda args: self._ids("Network", args),
             "vpc/getSwitches:getSwitches": self._switches,
@@ -85,6 +87,16 @@ class AlicloudProvider:
         if kind not in self.cloud.prices:
             raise Refused("NotApplicable", "no price")
         return {"ids": [kind], "instanceTypes": [{"id": kind, "price": str(self.cloud.prices[kind])}]}
+
+    def _buckets(self, args: Properties) -> Properties:
+        names = [item.id for item in self.cloud.find("/bucket:Bucket") if re.search(args["nameRegex"], item.id)]
+        location = f"oss-{self.cloud.region}"
+        return {"names": names, "buckets": [{"name": name, "location": location} for name in names]}
+
+    def _objects(self, args: Properties) -> Properties:
+        self.cloud.check_store()
+        held = (item.values for item in self.cloud.find("BucketObject") if item.values["bucket"] == args["bucketName"])
+        return {"objects": [{"key": item["key"]} for item in held if item["key"].startswith(args["keyPrefix"])]}
 
     def _quotas(self, args: Properties) -> Properties:
         """By instance type in machines of the default 10; else VPCs and addresses."""

@@ -1,7 +1,6 @@
 """Cloud Assistant of Alibaba Cloud's ECS, as far as deployctl speaks it: commands and files reach a real shell.
 
-Limits and names are those of ECS's documents and of alibabacloud_ecs20140526 7.11. A command is Running when it is
-looked at first, and ended from the second look on.
+Limits and names are those of ECS's documents and of alibabacloud_ecs20140526 7.11.
 """
 
 from __future__ import annotations
@@ -10,9 +9,13 @@ import base64
 import itertools
 import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from runtime.vm import SPOOL_DIR
 
 Answer = tuple[int, dict[str, Any]]
 Command = Callable[[Sequence[str]], list[str]]
@@ -34,10 +37,12 @@ TAKES: dict[str, set[str]] = {
 @dataclass
 class CloudAssistant:
     """`machines`: how to reach a VM that is there, by id; `asleep`: questions still to be answered with "no heartbeat";
-    `failures`: (ErrorCode, ErrorInfo) with which the next commands end without having run."""
+    `looks`: how often a command is still Running when it is asked about; `failures`: (ErrorCode, ErrorInfo) with which
+    the next commands end without having run."""
 
     machines: dict[str, Command] = field(default_factory=dict)
     asleep: int = 0
+    looks: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     scripts: list[str] = field(default_factory=list)
     sent: dict[str, bytes] = field(default_factory=dict)  # by path
@@ -45,7 +50,7 @@ class CloudAssistant:
     def __post_init__(self) -> None:
         self._numbers = itertools.count(1)
         self._ended: dict[str, dict[str, Any]] = {}
-        self._looked: set[str] = set()
+        self._looked: Counter[str] = Counter()
 
     def answer(self, action: str, arguments: dict[str, str]) -> Answer:
         unknown = {name for name in arguments if name not in TAKES[action]}
@@ -109,8 +114,9 @@ class CloudAssistant:
     def _result(self, action: str, id: str) -> Answer:
         if id not in self._ended:
             return 200, {"Invocation": {"InvocationResults": {"InvocationResult": []}}, "RequestId": "1"}
-        item = self._ended[id] if id in self._looked else {"InvocationStatus": "Running", "Output": ""}
-        self._looked.add(id)
+        is_running = self._looked[id] < self.looks
+        item = {"InvocationStatus": "Running", "Output": ""} if is_running else self._ended[id]
+        self._looked[id] += 1
         if action == "DescribeInvocationResults":
             return 200, {"Invocation": {"InvocationResults": {"InvocationResult": [item]}}, "RequestId": "1"}
         found = {"InvokeId": id, "InvokeInstances": {"InvokeInstance": [item]}}
@@ -120,6 +126,11 @@ class CloudAssistant:
 def here(argv: Sequence[str]) -> list[str]:
     """A VM that is this machine."""
     return list(argv)
+
+
+def at_spool(folder: Path) -> Command:
+    """A VM that is this machine, but for its spool: that is `folder`, which the words of a command are made to name."""
+    return lambda argv: [word.replace(str(SPOOL_DIR), str(folder)) for word in argv]
 
 
 def _error(code: str, info: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from provision.cloud_assistant import NOT_RUNNING, SENT_BYTES, SHOWN_BYTES, AssistantMailbox
+from provision.cloud_assistant import SENT_BYTES, SHOWN_BYTES, AssistantMailbox
+from provision.mailboxes import NOT_RUNNING
 from provision.sweep.alicloud_client import AlicloudClient
 from runtime.bucket import BucketError
 from runtime.mailbox import CURRENT, IDENTITY, KEYS, LOGS, STATUS, FolderMailbox
@@ -22,6 +23,7 @@ MACHINE = "i-bp1lab"
 def api() -> Iterator[AlicloudApi]:
     with AlicloudApi() as found:
         found.assistant.machines[MACHINE] = here
+        found.assistant.looks = 2
         found.add("DescribeInstances", InstanceId=MACHINE, Status="Running")
         yield found
 

@@ -97,10 +97,13 @@ def test_no_stock_is_reported_with_its_code_and_the_next_zone_works(stack: Alicl
     assert stack.up().values["zone"] == "cn-hangzhou-h"
 
 
-def test_a_forbidden_public_endpoint_of_oss_fails_before_a_machine_is_bought(tmp_path: Path) -> None:
-    stack = make_stack(tmp_path, AlicloudCloud(is_public_oss_forbidden=True))
+@pytest.mark.parametrize("options", [{}, {"endpoint": "intranet", "allowed_cidrs": ""}])
+def test_a_forbidden_public_endpoint_of_oss_fails_before_anything_is_bought(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    stack = make_stack(tmp_path, AlicloudCloud(is_public_oss_forbidden=True), **options)
     assert "PublicEndpointForbidden" in stack.failed()
-    assert not stack.cloud.find("/instance:Instance")
+    assert not [item.type for item in stack.cloud.find() if item.type.endswith(("Instance", "Address", "NatGateway"))]
 
 
 @pytest.mark.parametrize("options", [{"weights_disk_gib": "60"}, {"endpoint": "intranet", "allowed_cidrs": ""}])
