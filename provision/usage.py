@@ -18,6 +18,7 @@ REFUSED = "deployctl_key_requests_refused_total"
 TOKENS = "deployctl_key_tokens_total"
 PROMPT = "deployctl_prompt_tokens_total"
 GENERATED = "deployctl_generation_tokens_total"
+UPTIME = "deployctl_uptime_seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,9 @@ class KeyUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All keys by name, and what the engine has worked through for all of them."""
+    """All keys by name, and what the engine has worked through for all of them, within `seconds`."""
 
+    seconds: float = 0.0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     keys: Mapping[str, KeyUsage] = field(default_factory=dict)
@@ -47,12 +49,15 @@ def read_usage(text: str) -> Usage:
     from prometheus_client.parser import text_string_to_metric_families
 
     prompt = generated = 0
+    seconds = 0.0
     keys: dict[str, KeyUsage] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             count, key = int(sample.value), sample.labels.get("key", "")
             seen = keys.get(key, KeyUsage())
-            if sample.name == PROMPT:
+            if sample.name == UPTIME:
+                seconds = sample.value
+            elif sample.name == PROMPT:
                 prompt = count
             elif sample.name == GENERATED:
                 generated = count
@@ -64,7 +69,7 @@ def read_usage(text: str) -> Usage:
                 keys[key] = replace(seen, prompt_tokens=count)
             elif sample.name == TOKENS:
                 keys[key] = replace(seen, completion_tokens=count)
-    return Usage(prompt, generated, keys)
+    return Usage(seconds, prompt, generated, keys)
 
 
 def fetch_usage(access: Access) -> Usage:

@@ -14,7 +14,7 @@ from stacks.alicloud_network import make_address, make_network, make_security_gr
 from stacks.alicloud_role import make_machine_role
 from stacks.alicloud_spool import fill_spool
 from stacks.content import make_content, wheel_item
-from stacks.once import allowed_cidrs, decide_expiry, make_api_key, make_ssh_key
+from stacks.once import allowed_cidrs, decide_expiry, make_api_key, make_ssh_key, note_birth
 from stacks.vm import GpuVm, GpuVmArgs, GpuVmOutputs, base_url
 
 # Every type that the program can create in the account; what can be left behind is one of these.
@@ -104,6 +104,7 @@ class AlicloudGpuVm(GpuVm):
             mailbox=instance.id.apply(spool_address) if bucket is None else bucket.bucket,
             release=pulumi.Output.from_input(content.release),
             allowed_cidrs=pulumi.Output.all(*cidrs),
+            made_at=note_birth(spec, instance.id, self),
             expires_at=expires_at,
             keys=pulumi.Output.from_input(keys_text(args.settings.keys)),
             key_round=pulumi.Output.from_input(args.settings.key_round),

@@ -14,7 +14,7 @@ from stacks.aws_network import make_network, make_security_group
 from stacks.aws_roles import make_instance_role
 from stacks.aws_timer import make_timer
 from stacks.content import make_content
-from stacks.once import allowed_cidrs, decide_expiry, make_api_key, make_ssh_key
+from stacks.once import allowed_cidrs, decide_expiry, make_api_key, make_ssh_key, note_birth
 from stacks.vm import GpuVm, GpuVmArgs, GpuVmOutputs, base_url
 
 # Every type that the program can create in the account; what can be left behind is one of these.
@@ -101,6 +101,7 @@ class AwsGpuVm(GpuVm):
             mailbox=bucket.bucket,
             release=pulumi.Output.from_input(content.release),
             allowed_cidrs=pulumi.Output.all(*cidrs),
+            made_at=note_birth(spec, instance.id, self),
             expires_at=expires_at,
             keys=pulumi.Output.from_input(keys_text(args.settings.keys)),
             key_round=pulumi.Output.from_input(args.settings.key_round),

@@ -1,4 +1,4 @@
-"""What is decided once and then stays in the stack's state: API key, SSH key, caller's address, end of life.
+"""What is decided once and then stays in the stack's state: API key, SSH key, caller's address, birth and end.
 
 Each is a resource of its own, so that a second run finds the value of the first one.
 """
@@ -80,6 +80,17 @@ def decide_expiry(spec: DeploymentSpec, settings: StackSettings, parent: pulumi.
         opts=pulumi.ResourceOptions(parent=parent),
     )
     return counted.stdout.apply(int)
+
+
+def note_birth(spec: DeploymentSpec, instance_id: pulumi.Output[str], parent: pulumi.Resource) -> pulumi.Output[int]:
+    """Seconds since the epoch when this machine was made: what it has cost is counted from there."""
+    noted = local.Command(
+        f"{spec.name}-birth",
+        create="date +%s",
+        triggers=[instance_id],
+        opts=pulumi.ResourceOptions(parent=parent),
+    )
+    return noted.stdout.apply(int)
 
 
 def allowed_cidrs(spec: DeploymentSpec, parent: pulumi.Resource) -> list[pulumi.Output[str]]:

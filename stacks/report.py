@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import shlex
@@ -12,6 +13,8 @@ import pulumi
 from pulumi_command import local
 
 from provision import mailboxes
+from provision.costs import Cost, CostItem
+from provision.preflight import Preflight
 from provision.spec import DeploymentSpec
 from stacks.once import CODE_DIR
 from stacks.vm import GpuVmArgs, GpuVmOutputs
@@ -62,10 +65,23 @@ def export_everything(args: GpuVmArgs, vm: GpuVmOutputs, proof: Proof) -> None:
     pulumi.export("certificate", proof.certificate)
     pulumi.export("model", args.spec.api_model_name)
     pulumi.export("hourly_price", args.preflight.usd_per_hour)
+    pulumi.export("bill", [dataclasses.asdict(item) for item in bill(args.plan.cost, args.preflight)])
+    pulumi.export("disk_gib", args.plan.disk_gib)
     pulumi.export("ttl", args.spec.ttl)
     pulumi.export("plan", describe_plan(args))
     facts = (vm.endpoint, vm.instance_id, vm.instance_type, vm.zone, vm.mailbox, vm.expires_at)
     pulumi.export("readme", pulumi.Output.all(*facts).apply(lambda found: write_readme(args, *found)))
+
+
+def bill(cost: Cost | None, found: Preflight) -> tuple[CostItem, ...]:
+    """The lines of the bill, with the price that the preflight found in the place of the catalog's."""
+    if cost is None:
+        return ()
+    machine, rest = cost.items[0], cost.items[1:]
+    if found.usd_per_hour is None:
+        return (dataclasses.replace(machine, usd_per_hour=None, source=UNKNOWN), *rest)
+    usd = found.usd_per_hour - sum(item.usd_per_hour for item in rest if item.usd_per_hour is not None)
+    return (dataclasses.replace(machine, usd_per_hour=usd, source=found.price_source), *rest)
 
 
 def describe_plan(args: GpuVmArgs) -> str:

@@ -53,6 +53,7 @@ class GpuVmOutputs:
     mailbox: pulumi.Output[str]  # name of the bucket, or the machine's spool (provision.mailboxes)
     release: pulumi.Output[str]
     allowed_cidrs: pulumi.Output[list[str]]
+    made_at: pulumi.Output[int]  # seconds since the epoch
     expires_at: pulumi.Output[int | None]  # seconds since the epoch
     keys: pulumi.Output[str]  # the keys beside api_key, by their SHA-256, in JSON
     key_round: pulumi.Output[int]  # how often api_key was made anew

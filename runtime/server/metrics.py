@@ -92,7 +92,7 @@ class Metrics:
         self.generation_tokens = 0
         self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
         self.refused: Counter[str] = Counter()  # by HTTP status
-        self.last_request_at = time.monotonic()
+        self.started_at = self.last_request_at = time.monotonic()
 
     def expose(
         self,
@@ -157,6 +157,8 @@ class _Snapshot:
                 yield from self._engine(prefix, self._stats)
         yield self._gauge("deployctl_", "ready", "1 when requests are taken.", float(self._serving))
         yield self._gauge("deployctl_", "open_requests", "Requests with the engine.", self._open_requests)
+        uptime = time.monotonic() - metrics.started_at
+        yield self._gauge("deployctl_", "uptime_seconds", "Since the server's start, and so of all counters.", uptime)
         idle = time.monotonic() - metrics.last_request_at
         yield self._gauge("deployctl_", "seconds_since_last_request", "Since a request came or ended.", idle)
         refused = CounterMetricFamily(
