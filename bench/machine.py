@@ -44,14 +44,16 @@ def our_versions() -> dict[str, str]:
 
 def cpu_seconds(pid: int) -> float:
     """User + system time of `pid` and its living descendants (proc_pid_stat(5), fields 14 and 15)."""
-    ticks = 0
-    for member in (pid, *children(pid)):
-        try:
-            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(own_cpu_seconds(member) for member in (pid, *children(pid)))
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """User + system time of `pid` alone, all its threads; 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_name() -> str:
