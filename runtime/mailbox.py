@@ -96,6 +96,7 @@ class Status(Struct, frozen=True):
     eta_s: float | None = None
     error: str | None = None
     hint: str | None = None
+    held_s: float | None = None  # how long requests waited when this release took over; None when none had to
     schema: int = 1
 
 

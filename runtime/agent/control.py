@@ -1,6 +1,6 @@
 """The supervisor's control socket: `<run>/control.sock`, mode 0600, one JSON line per request and per reply.
 
-► {"op": "start" | "stop" | "restart" | "state", "unit": "engine"}   ► {"op": "shutdown"}
+► {"op": "start" | "stop" | "restart" | "replace" | "state", "unit": "engine"}   ► {"op": "shutdown"}
 ◄ {"ok": true, "unit": {…UnitState…}}                                ◄ {"ok": false, "error": "…"}
 """
 
@@ -18,7 +18,7 @@ from runtime.deployment import Struct
 SOCKET_NAME = "control.sock"
 REPLY_TIMEOUT_S = 30.0  # a stop may take a unit's whole grace time
 
-Op = Literal["start", "stop", "restart", "state", "shutdown"]
+Op = Literal["start", "stop", "restart", "replace", "state", "shutdown"]
 
 
 class Request(Struct, frozen=True):
@@ -55,6 +55,9 @@ class SupervisorClient:
 
     def restart(self, unit: str) -> None:
         self._ask(Request(op="restart", unit=unit))
+
+    def replace(self, unit: str) -> None:
+        self._ask(Request(op="replace", unit=unit))
 
     def state(self, unit: str) -> UnitState:
         reply = self._ask(Request(op="state", unit=unit))

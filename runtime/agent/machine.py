@@ -29,6 +29,11 @@ class Machine(Protocol):
     def state(self) -> Path: ...
 
     @property
+    def run_dir(self) -> Path:
+        """Where server and engine have their sockets."""
+        ...
+
+    @property
     def units(self) -> UnitManager: ...
 
     @property
@@ -90,6 +95,10 @@ class LocalMachine:
     free_bytes: Callable[[Path], int] | None = None
     instance_id: str | None = None
     access: Access = PRIVATE
+
+    @property
+    def run_dir(self) -> Path:
+        return self.state / "run"
 
     def prepare_python(self, wanted: Current, release: Release, report: Report) -> None:
         phases.check_python(wanted)

@@ -20,11 +20,13 @@ from pathlib import Path
 import msgspec
 
 from runtime.agent.control import SupervisorClient
+from runtime.agent.fingerprint import Fingerprints
 from runtime.agent.machine import LocalMachine, Machine
 from runtime.agent.releases import Failure, Release, ReleaseError, Releases
-from runtime.agent.serving import Serving, failure_of
+from runtime.agent.serving import LOAD_EXITS, Serving, failure_of
 from runtime.agent.status import MIN_INTERVAL_S, PhaseError, Progress, Report, StatusBoard
 from runtime.agent.supervisor import read_record
+from runtime.agent.takeover import Takeover
 from runtime.agent.units import UnitError, UnitState
 from runtime.agent.weights import CONVERTER, Caches, missing_bytes, prepare_weights
 from runtime.bucket import BucketError
@@ -63,6 +65,8 @@ class Settled:
     retry_at: float | None = None  # time.monotonic()
     moved_at: float = field(default_factory=time.monotonic)
     seen: object = None
+    server_exits: int = 0  # when it was seen ready
+    held_s: float | None = None
 
 
 class Agent:
@@ -77,10 +81,19 @@ class Agent:
         self._board = StatusBoard(mailbox, machine.instance_id, settings.status_s)
         self._stop = threading.Event()
         self._serving = Serving(
-            machine.units, self._releases, machine, self._pause, settings.load_s, settings.no_progress_s
+            machine.units,
+            self._releases,
+            machine,
+            Takeover(machine.run_dir, machine.access),
+            Fingerprints(machine.state, machine.access),
+            self._pause,
+            settings.load_s,
+            settings.no_progress_s,
         )
         self._working_on: Current | None = None
         self._settled: Settled | None = None
+        self._warning: str | None = None
+        self._held_s: float | None = None
         self._retries = 0
         self._looked_at = 0.0
         self._probed_at = 0.0
@@ -121,12 +134,14 @@ class Agent:
     def _deploy(self, wanted: Current) -> None:
         """All phases of one release, from wherever an earlier run of them has come."""
         self._working_on = wanted
+        self._warning, self._held_s = None, None
         phase: Phase = "python"
         release: Release | None = None
         try:
             release = self._releases.install(self._mailbox, wanted)
             if self._serving.is_ready(release):
-                self._serving.reopen(release)
+                phase = "load"
+                self._serving.reopen(release, self._report_as(release, phase))
                 self._succeed(wanted, release)
                 return
             if (failure := release.failure()) is not None:
@@ -137,7 +152,7 @@ class Agent:
             for phase, work in self._plan(wanted, release):
                 self._note(release, phase)
                 work()
-            self._succeed(wanted, release)
+            self._succeed(wanted, release, self._warning, self._held_s)
         except ReleaseError as error:
             self._fail(wanted, None, "python", PhaseError(str(error), "run `deployctl up` again", retry=False))
         except PhaseError as error:
@@ -152,10 +167,10 @@ class Agent:
             self._working_on = None
 
     def _plan(self, wanted: Current, release: Release) -> list[tuple[Phase, Callable[[], None]]]:
-        machine = self._machine
+        machine, serving = self._machine, self._serving
 
         def report_as(phase: Phase) -> Report:
-            return lambda progress: self._advance(release, phase, progress)
+            return self._report_as(release, phase)
 
         def python() -> None:
             machine.prepare_python(wanted, release, report_as("python"))
@@ -178,8 +193,13 @@ class Agent:
             release.put_weights(found)
 
         def load() -> None:
-            self._serving.activate(release)
-            self._serving.follow(release, report_as("load"))
+            serving.activate(release, report_as("load"))
+            serving.follow(release, report_as("load"), loaded=True)
+
+        def serve() -> None:
+            self._warning = serving.verify(release, report_as("serve"))
+            self._held_s = serving.takeover.end()
+            serving.follow(release, report_as("serve"))
 
         return [
             ("python", python),
@@ -188,8 +208,11 @@ class Agent:
             ("runtime", lambda: machine.prepare_runtime(wanted, release, report_as("runtime"))),
             ("weights", weights),
             ("load", load),
-            ("serve", lambda: self._serving.follow(release, report_as("serve"))),
+            ("serve", serve),
         ]
+
+    def _report_as(self, release: Release, phase: Phase) -> Report:
+        return lambda progress: self._advance(release, phase, progress)
 
     def _hub_token(self, *, needed: bool) -> str | None:
         """`needed`: the weights are not here yet, so that a mailbox that is away must be waited for."""
@@ -206,13 +229,18 @@ class Agent:
         except msgspec.DecodeError as error:
             raise PhaseError(f"{HUB_SECRET}: {error}", "set hub_token again", retry=False) from error
 
-    def _succeed(self, wanted: Current, release: Release) -> None:
+    def _succeed(
+        self, wanted: Current, release: Release, warning: str | None = None, held_s: float | None = None
+    ) -> None:
         release.mark_ready()
         self._releases.prune()
-        self._settled = Settled(wanted, release, hint=self._machine.warning())
+        hint = "; ".join(text for text in (self._machine.warning(), warning) if text) or None
+        exits = self._units.state("server").exits
+        self._settled = Settled(wanted, release, hint=hint, held_s=held_s, server_exits=exits)
         self._retries = 0
-        self._board.post(release.id, "ready", Progress(percent=100.0), hint=self._settled.hint)
-        self._log(f"release {release.id} is ready")
+        self._board.post(release.id, "ready", Progress(percent=100.0), hint=hint, held_s=held_s)
+        held = "" if held_s is None else f"; requests were held for {held_s:.1f} s"
+        self._log(f"release {release.id} is ready{held}")
         if self._machine.settle(release):
             self._stop.set()
 
@@ -221,6 +249,7 @@ class Agent:
         self._machine.note_failure()
         failure = Failure(phase=phase, error=error.error, hint=error.hint)
         if self._previous(wanted, release) is None and error.retry:
+            self._serving.takeover.end()
             self._settled = Settled(wanted, None, error.error, error.hint, self._retry_at())
             self._board.post(wanted.release, phase, error=error.error, hint=error.hint)
             return
@@ -256,18 +285,24 @@ class Agent:
         previous = self._previous(wanted, release)
         hint = failure.hint
         if previous is None:
+            self._serving.takeover.end()
             if failure.phase in ("load", "serve"):
                 self._units.stop("engine")
             self._settled = Settled(wanted, None, failure.error, hint)
             self._board.post(wanted.release, failure.phase, error=failure.error, hint=hint)
             return
         failed = f"release {wanted.release} failed in phase {failure.phase}: {failure.error}"
+
+        def report(progress: Progress) -> None:
+            self._advance(previous, "load", progress, f"{failed}; going back", hint)
+
         try:
-            self._serving.activate(previous)
-            self._serving.follow(
-                previous, lambda progress: self._advance(previous, "load", progress, f"{failed}; going back", hint)
-            )
+            self._serving.activate(previous, report)
+            self._serving.follow(previous, report, loaded=True)
+            self._serving.takeover.end()
+            self._serving.follow(previous, report)
         except PhaseError as error:
+            self._serving.takeover.end()
             both = f"{failed}; release {previous.id} does not come back either: {error.error}"
             self._settled = Settled(wanted, None, both, error.hint)
             self._board.post(wanted.release, "load", error=both, hint=error.hint)
@@ -302,7 +337,19 @@ class Agent:
         pids = tuple(unit.pid for unit in units)
         if health is not None and health.ready and all(unit.state == "running" for unit in units):
             settled.seen, settled.moved_at = pids, now
-            self._board.post(release.id, "ready", Progress(percent=100.0), error=settled.error, hint=settled.hint)
+            settled.server_exits = units[1].exits
+            self._board.post(
+                release.id,
+                "ready",
+                Progress(percent=100.0),
+                error=settled.error,
+                hint=settled.hint,
+                held_s=settled.held_s,
+            )
+            return
+        if units[1].exits - settled.server_exits >= LOAD_EXITS:  # it is started again for ever: the port stays open
+            loop = failure_of(units[1])
+            self._board.post(release.id, "load", error=loop.error, hint=loop.hint)
             return
         # Not what it says: "no step for 8 s" is no progress after "no step for 6 s".
         seen = (pids, None if health is None else (health.phase, health.percent))

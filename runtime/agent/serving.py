@@ -1,11 +1,13 @@
 """Phases `load` and `serve`: put a release behind the port, and see it through until it answers.
 
-Server and engine always run on the release that `current` points to when they start.
+Server and engine always run on the release that `current` points to when they start. Where a release serves already,
+the next one takes over as runtime/handover.py shows: new requests wait, those that run come to their end.
 """
 
 from __future__ import annotations
 
 import http.client
+import signal
 import ssl
 import time
 from collections.abc import Callable
@@ -14,12 +16,18 @@ from typing import Protocol
 
 import msgspec
 
+from runtime.agent.fingerprint import Fingerprints
 from runtime.agent.releases import Release, Releases
 from runtime.agent.status import PhaseError, Progress, Report
+from runtime.agent.takeover import Takeover
 from runtime.agent.units import EXIT_CONFIG, UnitManager, UnitState
+from runtime.handover import ProcessId
 
 PROBE_TIMEOUT_S = 2.0
 LOAD_EXITS = 5  # exits of the engine during one load; slow crash loops escape the supervisor's 60 s window
+TAKE_OVER_S = 60.0  # until a new server must accept
+DRAIN_MARGIN_S = 10.0  # beyond `drain_max_s`, until the old server is killed
+PROBE_S = 180.0  # until the engine must have answered its first question
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _SEPARATOR = " | hint: "
 
@@ -33,6 +41,11 @@ class Health(msgspec.Struct, frozen=True):
     eta_s: float | None = None
     error: str | None = None
     hint: str | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """The engine takes requests, whether or not the server lets them through already."""
+        return self.ready or (self.phase == "serve" and self.error is None)
 
 
 def probe_health(
@@ -85,11 +98,13 @@ class Door(Protocol):
 @dataclass(frozen=True, slots=True)
 class Serving:
     """Server and engine as the agent sees them. `pause` waits some seconds and may raise to interrupt; `poll_s`:
-    between two looks while something loads."""
+    between two looks while something loads. All that waits raises what `report` and `pause` raise."""
 
     units: UnitManager
     releases: Releases
     door: Door
+    takeover: Takeover
+    fingerprints: Fingerprints
     pause: Callable[[float], None]
     poll_s: float
     no_progress_s: float
@@ -105,21 +120,69 @@ class Serving:
         health = self.door.probe(release)
         return health is not None and health.ready
 
-    def activate(self, release: Release) -> None:
+    def activate(self, release: Release, report: Report) -> None:
         """Switches to `release` and has server and engine run on it. What does so already is left alone.
 
-        The old server stops first (it drains, and new connections wait in the socket's backlog), so that the
-        new one never meets the old engine.
+        The engine is replaced when the old server has ended, so that no request that runs loses it. Raises PhaseError.
         """
         reopened = self.door.open(release)
+        before = self.releases.current()
+        server, engine = self.units.state("server"), self.units.state("engine")
+        old = ProcessId.of(server.pid) if server.state == "running" and server.pid is not None else None
+        follows, stale = reopened or not _runs_on(server, release), not _runs_on(engine, release)
+        if (follows or stale) and old is not None and self._has_served():
+            self.takeover.begin(release.id, old if follows else None)
+        elif not (follows or stale) and (found := self.takeover.read()) and found.release != release.id:
+            self.takeover.end()
         self.releases.switch(release)
-        stale = [name for name in ("server", "engine") if not _runs_on(self.units.state(name), release)]
-        if reopened and "server" not in stale:
-            stale.insert(0, "server")
-        for name in stale:
-            self.units.stop(name)
-        for name in stale:
-            self.units.start(name)
+        drain_s = (before or release).deployment.drain_max_s
+        if old is None or reopened:
+            self.units.restart("server") if follows else None
+            self.takeover.began()
+        elif follows:
+            self._replace_server(server, old, report)
+            self.takeover.began()
+        self._wait_for_end(self._predecessor(release), drain_s, report)
+        if stale:
+            self.units.stop("engine")
+            self.units.start("engine")
+
+    def _has_served(self) -> bool:
+        """Without a release that has ever been ready, nobody expects an answer: 503 and the phase say more."""
+        return self.releases.last_proven(besides="") is not None
+
+    def _predecessor(self, release: Release) -> ProcessId | None:
+        """The server that still has requests; this agent may have been started after it was told to go."""
+        found = self.takeover.read()
+        return ProcessId.parse(found.predecessor or "") if found is not None and found.release == release.id else None
+
+    def _replace_server(self, server: UnitState, old: ProcessId, report: Report) -> None:
+        """Returns when the new server accepts. Until then the old one does. Raises PhaseError."""
+        self.units.replace("server")
+        deadline = time.monotonic() + TAKE_OVER_S
+        while True:
+            now = self.units.state("server")
+            if now.pid is not None and now.pid != old.pid:
+                return
+            if now.exits > server.exits:
+                raise failure_of(now)
+            if time.monotonic() > deadline:
+                raise PhaseError(
+                    f"the new server does not accept after {TAKE_OVER_S:g} s",
+                    "see `deployctl logs server`",
+                    retry=False,
+                )
+            report(Progress())
+            self.pause(self.poll_s)
+
+    def _wait_for_end(self, old: ProcessId | None, drain_s: float, report: Report) -> None:
+        """The old server ends by itself; one that does not is killed: everybody waits for it."""
+        deadline = time.monotonic() + drain_s + DRAIN_MARGIN_S
+        while old is not None and old.is_alive:
+            if time.monotonic() > deadline:
+                old.send(signal.SIGKILL)
+            report(Progress())
+            self.pause(self.poll_s)
 
     def start_server(self) -> None:
         """For a machine whose server waits for its first release. One that runs is left alone."""
@@ -128,25 +191,52 @@ class Serving:
             self.door.open(current)
             self.units.start("server")
 
-    def reopen(self, release: Release) -> None:
-        """For a release that is ready already: its certificate may have been renewed."""
-        if self.door.open(release):
-            self.units.restart("server")
+    def reopen(self, release: Release, report: Report) -> None:
+        """For a release that is ready already: its certificate may have been renewed. Raises PhaseError."""
+        self.activate(release, report)
+        self.follow(release, report)
+        self.takeover.end()
 
-    def follow(self, release: Release, report: Report) -> None:
-        """Waits until /health says ready. Raises PhaseError when that cannot be hoped for any more."""
+    def verify(self, release: Release, report: Report) -> str | None:
+        """Has the engine answer one question before anybody else asks. Returns a warning when the answer is another one
+        than the model's first. Raises PhaseError when it is none, as with NaN."""
         exits_before = self.units.state("engine").exits
+        probe = self.takeover.ask(release.id)
+        deadline = time.monotonic() + PROBE_S
+        while (answer := self.takeover.answer(probe)) is None:
+            if (engine := self.units.state("engine")).exits > exits_before:
+                raise failure_of(engine)
+            if time.monotonic() > deadline:
+                raise PhaseError(
+                    f"the engine is ready, but gave no answer within {PROBE_S:g} s",
+                    "see `deployctl logs engine`",
+                    retry=False,
+                )
+            report(Progress())
+            self.pause(self.poll_s)
+        if answer.error is not None or not answer.tokens:
+            why = answer.error or "it is empty"
+            raise PhaseError(f"the model's first answer is none: {why}", "see `deployctl logs engine`", retry=False)
+        return self.fingerprints.compare(release.deployment, release.weights(), answer.tokens)
+
+    def follow(self, release: Release, report: Report, *, loaded: bool = False) -> None:
+        """Waits until /health says ready, or `loaded`. Raises PhaseError when that cannot be hoped for any more."""
+        exits_before = {name: self.units.state(name).exits for name in ("engine", "server")}
         moved_at, seen = time.monotonic(), None
         while True:
             engine, server = self.units.state("engine"), self.units.state("server")
             for unit in (engine, server):
                 if unit.state == "failed":
                     raise failure_of(unit)
-            if engine.exits - exits_before >= LOAD_EXITS:
-                self.units.stop("engine")
-                raise failure_of(engine)
+            for unit in (engine, server):
+                if unit.exits - exits_before[unit.name] >= LOAD_EXITS or (
+                    unit.exits > exits_before[unit.name] and unit.exit_code == EXIT_CONFIG
+                ):
+                    if unit is engine:
+                        self.units.stop("engine")
+                    raise failure_of(unit)
             health = self.door.probe(release)
-            if health is not None and health.ready and engine.state == "running":
+            if health is not None and engine.state == "running" and (health.ready or (loaded and health.loaded)):
                 return
             now_seen = (health, engine.pid, server.pid)
             if now_seen != seen:

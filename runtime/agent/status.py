@@ -78,6 +78,7 @@ class StatusBoard:
         *,
         error: str | None = None,
         hint: str | None = None,
+        held_s: float | None = None,
     ) -> None:
         done = progress or Progress()
         status = Status(
@@ -90,6 +91,7 @@ class StatusBoard:
             eta_s=None if done.eta_s is None else round(done.eta_s, 1),
             error=error,
             hint=hint,
+            held_s=None if held_s is None else round(held_s, 1),
         )
         now = time.monotonic()
         if self._written is None or self._is_due(status, self._written, now - self._written_at):

@@ -33,6 +33,7 @@ from runtime.agent.releases import ReleaseError, Releases
 from runtime.agent.rundir import lock_state, make_run_dir, remove_run_dir
 from runtime.agent.units import RELEASE_MARK, RestartPolicy, UnitError, UnitSpec
 from runtime.deployment import Struct
+from runtime.handover import announced_pid, start_ticks
 from runtime.mailbox import (
     CURRENT,
     KEYS,
@@ -49,6 +50,7 @@ EXIT_CANNOT_LISTEN = 3
 EXIT_ALREADY_RUNNING = 4
 RECORD_NAME = "supervisor.json"
 BACKLOG = 1024
+NOTIFY_NAME = "notify.sock"
 STOP_ORDER = ("server", "engine", "agent")
 
 
@@ -61,22 +63,13 @@ class Record(Struct, frozen=True):
     port: int
 
 
-def process_start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/<pid>/stat, or None when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(stat.rpartition(")")[2].split()[19])  # the name in field 2 may hold spaces and brackets
-
-
 def read_record(state: Path) -> Record | None:
     """The live supervisor of a machine folder; None when there is none or the file is stale."""
     try:
         record = msgspec.json.decode((state / RECORD_NAME).read_bytes(), type=Record)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-    return record if process_start_ticks(record.pid) == record.started_at else None
+    return record if start_ticks(record.pid) == record.started_at else None
 
 
 def standard_units(state: Path, mailbox: Path, run_dir: Path) -> tuple[UnitSpec, ...]:
@@ -123,6 +116,7 @@ class Supervisor:
                 current=state / "current",
                 listen_fd=listener.fileno(),
                 policy=policy or RestartPolicy(),
+                notify_path=state / "run" / NOTIFY_NAME,
                 before_close=self._forget_output,
             )
             for spec in units
@@ -135,6 +129,7 @@ class Supervisor:
     def run(self) -> int:
         run_dir = make_run_dir(self._state)
         control = self._open_control(run_dir)
+        notices = self._open_notices(run_dir)
         self._watch_signals()
         self._write_record()
         self._seed()
@@ -145,6 +140,7 @@ class Supervisor:
             self._turn()
         self._answer_waiting()
         control.close()
+        notices.close()
         self._say_stopped()
         remove_run_dir(self._state)
         (self._state / RECORD_NAME).unlink(missing_ok=True)
@@ -178,13 +174,14 @@ class Supervisor:
         ordered = sorted(
             self._units, key=lambda name: STOP_ORDER.index(name) if name in STOP_ORDER else len(STOP_ORDER)
         )
-        return next((self._units[name] for name in ordered if self._units[name].pid is not None), None)
+        return next((self._units[name] for name in ordered if self._units[name].is_alive), None)
 
     def _follow_outputs(self) -> None:
         """Registers the pipes of units that have started since the last look."""
         for unit in self._units.values():
-            if unit.output is not None and unit.output not in self._selector.get_map():
-                self._selector.register(unit.output, selectors.EVENT_READ, unit.read)
+            for output, read in unit.outputs():
+                if output not in self._selector.get_map():
+                    self._selector.register(output, selectors.EVENT_READ, read)
 
     def _forget_output(self, fd: int) -> None:
         if fd in self._selector.get_map():
@@ -218,6 +215,26 @@ class Supervisor:
         control.setblocking(False)
         self._selector.register(control, selectors.EVENT_READ, lambda: self._accept(control))
         return control
+
+    def _open_notices(self, run_dir: Path) -> socket.socket:
+        """Where a server says that it has taken over; see `runtime.handover.notify`."""
+        path = run_dir / NOTIFY_NAME
+        path.unlink(missing_ok=True)
+        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notices.bind(str(path))
+        path.chmod(0o600)
+        notices.setblocking(False)
+        self._selector.register(notices, selectors.EVENT_READ, lambda: self._take_notice(notices))
+        return notices
+
+    def _take_notice(self, notices: socket.socket) -> None:
+        try:
+            pid = announced_pid(notices.recv(4096))
+        except BlockingIOError:
+            return
+        for unit in self._units.values():
+            if pid is not None:
+                unit.promote(pid)
 
     def _accept(self, control: socket.socket) -> None:
         try:
@@ -264,8 +281,8 @@ class Supervisor:
         self._log.line(f"{request.op} {request.unit}")
         if request.op == "stop":
             unit.stop()
-            return lambda: Reply(ok=True, unit=unit.snapshot()) if unit.pid is None else None
-        unit.restart() if request.op == "restart" else unit.start()
+            return lambda: None if unit.is_alive else Reply(ok=True, unit=unit.snapshot())
+        {"restart": unit.restart, "replace": unit.replace}.get(request.op, unit.start)()
         return lambda: None if unit.state == "stopping" else Reply(ok=True, unit=unit.snapshot())
 
     def _answer_waiting(self) -> None:
@@ -287,7 +304,7 @@ class Supervisor:
 
     def _write_record(self) -> None:
         host, port = self._listener.getsockname()[:2]
-        ticks = process_start_ticks(os.getpid())
+        ticks = start_ticks(os.getpid())
         record = Record(pid=os.getpid(), started_at=ticks or 0, host=host, port=port)
         write_atomic(self._state / RECORD_NAME, msgspec.json.encode(record))
         self._log.line(f"supervisor {record.pid} listens on {host}:{port}")

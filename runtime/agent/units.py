@@ -52,7 +52,8 @@ class UnitManager(Protocol):
     """Start, stop and ask for units by name. Every call raises UnitError.
 
     `start` returns once the process is spawned (a unit that runs is left alone), `stop` once it is gone,
-    `restart` once the new one is spawned.
+    `restart` once the new one is spawned. `replace` starts the next process beside the one that runs, and returns at
+    once: `state` shows its pid when it has announced itself (runtime/handover.py); the one before then ends by itself.
     """
 
     def start(self, unit: str) -> None: ...
@@ -60,6 +61,8 @@ class UnitManager(Protocol):
     def stop(self, unit: str) -> None: ...
 
     def restart(self, unit: str) -> None: ...
+
+    def replace(self, unit: str) -> None: ...
 
     def state(self, unit: str) -> UnitState: ...
 

@@ -89,6 +89,7 @@ class VmMachine:
     uploads: Uploads
     rounds: Rounds
     front: Front
+    run_dir: Path = RUN_DIR
     open_port: Callable[[str, int], bool] = open_socket
     run_tool: disk.Run = disk.run_command
     formats_disks: bool = True  # a host's disks are its owner's: weights lie beside the rest

@@ -18,7 +18,15 @@ import psutil
 
 from runtime.agent.control import SupervisorClient
 from runtime.agent.supervisor import Record, read_record
-from runtime.deployment import Deployment, EngineOptions, Listen, ModelSource, Predicted, encode
+from runtime.deployment import (
+    Deployment,
+    EngineOptions,
+    Listen,
+    ModelSource,
+    Predicted,
+    decode_deployment,
+    encode,
+)
 from runtime.mailbox import CURRENT, STATUS, Current, FolderMailbox, Status, decode_status, release_key
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,6 +97,10 @@ class Machine:
         deployment = a_deployment(release, source or str(self.model), served_name=served_name)
         self.mailbox.put(release_key(release), encode(deployment))
         self.mailbox.put(CURRENT, encode(Current(release=release, deployment=release_key(release))))
+
+    def deployment(self, release: str) -> Deployment:
+        """What `deploy` has put into the mailbox."""
+        return decode_deployment(self.mailbox.get(release_key(release)) or b"")
 
     def start(self) -> Record:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "SCRIPTED_FULL_DISK": str(self.full_disk), **self.env}

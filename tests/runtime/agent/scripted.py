@@ -7,8 +7,9 @@ With SCRIPTED_VM=1 the agent is that of a cloud's VM, but for systemd and the me
 mailbox folder keeps it from its mailbox.
 
 What the engine does is written in the deployment's served name: `ok`, `slow` (percent moves until the file `go` is
-in the release folder), `stuck` (the same, but the percent stays), `silent` (the same, once it has loaded), `refuse` (exit 78),
-`crash` (exit 70).
+in the release folder), `stuck` (the same, but the percent stays), `silent` (the same, once it has loaded), `refuse`
+(exit 78), `crash` (exit 70), `empty` (its first answer has no token), `other` (its first answer is another one). With
+`deaf` it is the server that never accepts.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def vm_agent(state: Path, root: Path, times: Settings) -> int:
         uploads=uploads,
         rounds=Rounds((uploads.upload, courier.sync), 0.05),
         front=Front(state, lambda _: "", state / "Caddyfile"),
+        run_dir=run_dir,
         open_port=lambda address, port: False,
     )
     machine.rounds.start()
@@ -125,12 +127,21 @@ def vm_agent(state: Path, root: Path, times: Settings) -> int:
         courier.sync()
 
 
-def server(_release: str, run_dir: str) -> int:
+def server(release: str, run_dir: str) -> int:
     """503 with the engine's percent, or 200. `GET /pid` tells who answers."""
+    from runtime.handover import HAND_OVER, announce, read_handover
+
+    behaviour = behaviour_of(release)
+    if behaviour == "deaf":
+        print("error: this server cannot accept | hint: it is scripted", file=sys.stderr)
+        return 78
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             told = ask_engine(run_dir)
+            handover = read_handover(Path(run_dir))
+            if told.get("ready") and handover is not None and handover.held:
+                told = {"ready": False, "phase": "serve"}
             body = json.dumps({"pid": os.getpid()} if self.path == "/pid" else told).encode()
             self.send_response(200 if told.get("ready") or self.path == "/pid" else 503)
             self.send_header("Content-Length", str(len(body)))
@@ -145,10 +156,32 @@ def server(_release: str, run_dir: str) -> int:
     httpd = socketserver.ThreadingTCPServer(("", 0), Handler, bind_and_activate=False)
     httpd.socket.close()
     httpd.socket = socket.socket(fileno=3)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=httpd.shutdown).start())
+    for number in (signal.SIGTERM, HAND_OVER):
+        signal.signal(number, lambda *_: threading.Thread(target=httpd.shutdown).start())
+    threading.Thread(target=answer_probes, args=(Path(run_dir), Path(release).name, behaviour), daemon=True).start()
+    announce()
     httpd.serve_forever(poll_interval=0.02)
     httpd.server_close()  # waits for the requests that it has accepted
     return 0
+
+
+def behaviour_of(release: str) -> str:
+    return str(json.loads((Path(release) / "deployment.json").read_text())["model"]["served_name"])
+
+
+def answer_probes(run_dir: Path, release: str, behaviour: str) -> None:
+    from runtime.deployment import encode
+    from runtime.handover import PROBED, Probed, read_handover
+    from runtime.mailbox import write_atomic
+
+    asked = None
+    while True:
+        handover = read_handover(run_dir)
+        if handover is not None and handover.release == release and handover.probe not in (None, asked):
+            asked = handover.probe
+            tokens = {"empty": (), "other": (1, 2, 4)}.get(behaviour, (1, 2, 3))
+            write_atomic(run_dir / PROBED, encode(Probed(probe=asked or "", tokens=tokens)))
+        time.sleep(0.02)
 
 
 def ask_engine(run_dir: str) -> dict[str, object]:
@@ -163,7 +196,7 @@ def ask_engine(run_dir: str) -> dict[str, object]:
 
 def engine(release: str, run_dir: str) -> int:
     folder = Path(release)
-    behaviour = json.loads((folder / "deployment.json").read_text())["model"]["served_name"]
+    behaviour = behaviour_of(release)
     weights = json.loads((folder / "weights.json").read_text())["path"]
     print(f"engine of {folder.name}: {behaviour}, weights in {weights}", file=sys.stderr)
     if behaviour == "refuse":
@@ -180,7 +213,7 @@ def engine(release: str, run_dir: str) -> int:
     percent = 0.0
     while True:
         client, _ = listener.accept()
-        ready = behaviour == "ok" or (folder / "go").exists()
+        ready = behaviour in ("ok", "empty", "other", "deaf") or (folder / "go").exists()
         percent = min(99.0, percent + 1) if behaviour == "slow" else 7.0
         told: dict[str, object] = {"ready": ready, "phase": "load", "percent": percent}
         if behaviour == "silent":

@@ -165,12 +165,19 @@ def test_the_engine_may_use_every_gpu() -> None:
     assert not closes_devices & set(unit(install.ENGINE_UNIT)["Service"])
 
 
-@pytest.mark.parametrize("name", [install.SERVER_UNIT, install.ENGINE_UNIT])
-def test_a_unit_that_cannot_work_is_not_started_again(name: str) -> None:
-    found = unit(name)
+def test_an_engine_that_cannot_work_is_not_started_again() -> None:
+    found = unit(install.ENGINE_UNIT)
     assert found["Service"]["Restart"] == "always"
     assert found["Service"]["RestartPreventExitStatus"] == "78"
     assert int(found["Unit"]["StartLimitBurst"]) > 0
+
+
+def test_systemd_never_gives_the_server_up_because_it_would_close_the_port_with_it() -> None:
+    found = unit(install.SERVER_UNIT)
+    assert found["Unit"]["StartLimitIntervalSec"] == "0"
+    assert found["Service"]["Restart"] == "always"
+    assert "RestartPreventExitStatus" not in found["Service"]
+    assert unit(install.SOCKET_UNIT)["Socket"]["TriggerLimitIntervalSec"] == "0"
 
 
 def test_only_the_agent_starts_with_the_machine() -> None:

@@ -18,8 +18,9 @@ from agent_machine import ROOT, Machine, wait_for
 from runtime.agent.control import SupervisorClient
 from runtime.agent.logs import LogFile
 from runtime.agent.rundir import make_run_dir, remove_run_dir
-from runtime.agent.supervisor import RECORD_NAME, Record, process_start_ticks, read_record
+from runtime.agent.supervisor import RECORD_NAME, Record, read_record
 from runtime.agent.units import RestartHistory, RestartPolicy, UnitError, UnitState
+from runtime.handover import start_ticks
 
 
 def supervise(state: Path, mailbox: Path, port: int) -> subprocess.CompletedProcess[str]:
@@ -65,7 +66,7 @@ def test_sigterm_leaves_no_process_socket_record_or_port(machine: Machine) -> No
     machine.wait_ready("r1")
     assert machine.stop() == 0
     assert machine.processes() == []
-    assert sorted(path.name for path in machine.state.iterdir()) == ["current", "logs", "releases"]
+    assert sorted(path.name for path in machine.state.iterdir()) == ["current", "fingerprints.json", "logs", "releases"]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((record.host, record.port))
@@ -212,7 +213,7 @@ def test_a_foreign_run_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_record_whose_pid_belongs_to_another_process_is_stale(tmp_path: Path) -> None:
-    ticks = process_start_ticks(os.getpid())
+    ticks = start_ticks(os.getpid())
     assert ticks is not None
     record = f'{{"pid": {os.getpid()}, "started_at": %d, "host": "127.0.0.1", "port": 1}}'
     (tmp_path / RECORD_NAME).write_text(record % ticks)

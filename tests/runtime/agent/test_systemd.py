@@ -114,6 +114,18 @@ def test_a_stop_leaves_the_socket_open() -> None:
     assert not any("stop" in call and "deployctl.socket" in call for call in machine.calls)
 
 
+def test_a_server_that_runs_is_asked_to_start_the_next_one() -> None:
+    machine = Machine(show("active", pid=7))
+    Systemd(call=machine).replace("server")
+    assert machine.calls[-1] == ("systemctl", "reload", "deployctl-server.service")
+
+
+def test_a_server_that_does_not_run_is_started_and_not_reloaded() -> None:
+    machine = Machine(show("activating", sub="auto-restart"))
+    Systemd(call=machine).replace("server")
+    assert machine.calls[-1] == ("systemctl", "start", "deployctl.socket", "deployctl-server.service")
+
+
 def test_a_unit_that_systemd_has_not_loaded_has_nothing_to_forget() -> None:
     machine = Machine(refuse=("reset-failed",))
     Systemd(call=machine).restart("engine")
