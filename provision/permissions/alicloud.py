@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from provision.naming import TAG, bucket_prefix, resource_name
 from provision.permissions.model import Policy, Statement, pack
-from provision.spec import DeploymentSpec
+from provision.spec import DeploymentSpec, in_mainland_china
 
 VERSION = "1"
 
@@ -25,7 +25,11 @@ def _statements(spec: DeploymentSpec) -> Iterator[Statement]:
     yield from _machine(spec)
     yield from _network(spec)
     yield from _identities(spec)
-    yield from _mailbox(spec)
+    if spec.mailbox != "cloud_assistant":
+        yield from _mailbox(spec)
+    if spec.mailbox == "cloud_assistant" or (spec.mailbox is None and in_mainland_china(spec.cloud, spec.region)):
+        yield from _cloud_assistant(spec)
+    yield from _model(spec)
 
 
 def _reads() -> Statement:
@@ -130,6 +134,20 @@ def _mailbox(spec: DeploymentSpec) -> Iterator[Statement]:
     )  # fmt: skip
     yield Statement("TheMailboxBucket", tuple(f"oss:{action}" for action in actions), (bucket,))
     yield Statement("ReleasesAndStatusInTheMailbox", tuple(f"oss:{action}" for action in objects), (f"{bucket}/*",))
+
+
+def _cloud_assistant(spec: DeploymentSpec) -> Iterator[Statement]:
+    """The mailbox where OSS may not be used from outside. Whoever may run commands on a machine is root there."""
+    ours = {"StringEquals": {f"acs:ResourceTag/{TAG}": spec.name}}
+    instances = (f"acs:ecs:{spec.region}:*:instance/*",)
+    yield Statement("ReleasesAndStatusOnTheMachine", ("ecs:RunCommand", "ecs:SendFile"), instances, ours)
+    reads = ("DescribeCloudAssistantStatus", "DescribeInvocationResults", "DescribeSendFileResults")
+    yield Statement(
+        "WhatTheMachineAnswered", tuple(f"ecs:{action}" for action in reads), (f"acs:ecs:{spec.region}:*:*",)
+    )
+
+
+def _model(spec: DeploymentSpec) -> Iterator[Statement]:
     if spec.model_ref.kind == "oss":
         name, _, prefix = spec.model_ref.location.partition("/")
         pattern = f"{prefix.rstrip('/')}/*" if prefix else "*"

@@ -25,6 +25,7 @@ from provision.sweep.aws import PROBES as AWS_PROBES
 from stacks.alicloud import RESOURCE_TYPES as ALICLOUD_TYPES
 from tests.lab.alicloud_api import AlicloudApi
 from tests.lab.aws_stack import CONFIG, NAME, REGION, aws_account, make_stack
+from tests.lab.cloud_assistant import TAKES as CLOUD_ASSISTANT
 
 # Where IAM calls an action otherwise than the API its operation.
 IAM_NAMES = {
@@ -128,6 +129,15 @@ def test_every_call_of_the_sweep_on_alicloud_is_allowed(monkeypatch: pytest.Monk
         assert [item.id for item in find_leftovers("alicloud", "cn-hangzhou", NAME).found] == [role]
         calls = {f"{product}:{action}" for product, action in api.calls if product != "oss"}
     assert calls - allowed(policies(spec("alicloud"))) == set()
+
+
+def test_every_call_of_cloud_assistant_is_allowed_where_it_may_carry_the_mailbox() -> None:
+    calls = {f"ecs:{action}" for action in CLOUD_ASSISTANT}
+    for values in ({}, {"mailbox": "cloud_assistant"}, {"mailbox": "cloud_assistant", "region": "cn-hongkong"}):
+        assert calls - allowed(policies(spec("alicloud", **values))) == set()
+    for values in ({"mailbox": "bucket"}, {"region": "cn-hongkong"}):
+        assert calls & allowed(policies(spec("alicloud", **values))) == set()
+    assert "oss:PutObject" not in allowed(policies(spec("alicloud", mailbox="cloud_assistant")))
 
 
 @pytest.mark.parametrize(("cloud", "probes"), [("aws", AWS_PROBES), ("alicloud", ALICLOUD_PROBES)])

@@ -334,6 +334,24 @@ def test_the_bytes_of_user_data(size: int | None, levels: list[str]) -> None:
     assert [item.level for item in check_user_data(size)] == levels
 
 
+@pytest.mark.parametrize(
+    ("mailbox", "may_use_store", "level", "words"),
+    [
+        (None, False, "error", "PublicEndpointForbidden"),
+        ("bucket", False, "error", "PublicEndpointForbidden"),
+        (None, DENIED, "warning", "not authorized"),
+        ("cloud_assistant", None, "ok", "through Cloud Assistant"),
+    ],
+)
+def test_an_account_that_may_not_use_oss_is_told_the_setting_before_it_buys(
+    mailbox: str | None, may_use_store: bool | Unknown | None, level: str, words: str
+) -> None:
+    spec = alicloud(mailbox=mailbox)
+    item = about(run(spec, facts_for(spec, may_use_store=may_use_store)), "mailbox")
+    assert (item.level, words in item.text) == (level, True)
+    assert (item.next_command == "deployctl up --mailbox cloud_assistant") is (level == "error")
+
+
 def test_a_live_price_replaces_the_catalogs_and_is_labelled() -> None:
     spec = aws()
     found = run(spec, facts_for(spec, price=LivePrice(2.0, "USD", "AWS's price list")))

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
 from runtime.deployment import encode
-from runtime.mailbox import CURRENT, STATUS, Current, Status, decode_status
+from runtime.mailbox import CURRENT, STATUS, Current, FolderMailbox, Status, decode_status
 from runtime.vm import Provider, Vm
 from tests.lab.metadata_service import Instance, MetadataService, RoleCredentials
 from tests.lab.object_store import ObjectStore, vm_role
@@ -238,6 +238,37 @@ def test_a_release_that_comes_later_is_waited_for(aws: Machine) -> None:
     assert CURRENT in process.stdout.readline()
     aws.release(wheel_of(BOOTSTRAP))
     assert process.wait(WAIT_S) == 0
+
+
+def test_a_mailbox_that_is_a_folder_of_the_machine_is_waited_for_and_read_without_any_store(alicloud: Machine) -> None:
+    spool = FolderMailbox(alicloud.folder / "spool")
+    vm = Vm(name="llm", provider="alicloud", region="cn-hangzhou", bucket="", endpoint="", spool=str(spool.root))
+    (alicloud.folder / "vm.json").write_bytes(encode(vm))
+    process = alicloud.start(patience_s=0)
+    wheel, store = wheel_of(BOOTSTRAP, padding=300_000), alicloud.store
+    (spool.root / "status").mkdir(parents=True)
+    alicloud.store = cast(ObjectStore, Spool(spool))
+    alicloud.release(wheel)
+    assert process.wait(WAIT_S) == 0
+    path, release = (alicloud.state / "ran").read_text().split("\n")
+    assert (release, Path(path).read_bytes()) == ("r1", wheel)
+    status = alicloud.status()
+    assert status is not None
+    assert (status.instance_id, status.release, status.error) == ("i-0abc", "r1", None)
+    assert not store.requests
+
+
+@dataclass
+class Spool:
+    """A folder in the place of a store."""
+
+    mailbox: FolderMailbox
+
+    def put(self, bucket: str, key: str, data: bytes) -> None:
+        self.mailbox.put(key, data)
+
+    def get(self, bucket: str, key: str) -> bytes | None:
+        return self.mailbox.get(key)
 
 
 def test_what_is_cut_off_is_resumed_and_no_byte_comes_twice(machine: Machine) -> None:
