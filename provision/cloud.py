@@ -19,6 +19,7 @@ import msgspec
 from provision import mailboxes
 from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
+from provision.costs import CostItem
 from provision.errors import CloudError, FailedError, NotRunningError
 from provision.logs import parse_lines
 from provision.planning import MIN_LEN
@@ -52,6 +53,7 @@ CLOUDS = ("aws", "alicloud")  # packages whose resources may cost money
 DISKS = ("aws:ebs/volume:Volume", "alicloud:ecs/ecsDisk:EcsDisk")
 FOLLOW_S = 3.0  # between two looks at the logs in the mailbox
 WAIT = f"{PROJECT}:wait"
+STOPPED = "it was stopped; its disks are kept and bill, computing does not"
 
 
 class Exports(msgspec.Struct, frozen=True):
@@ -73,6 +75,11 @@ class Exports(msgspec.Struct, frozen=True):
     allowed_cidrs: tuple[str, ...] = ()
     expires_at: int | None = None
     hourly_price: float | None = None
+    bill: tuple[CostItem, ...] = ()
+    disk_gib: int | None = None
+    made_at: int | None = None
+    stopped: bool = False
+    woken_at: int | None = None
     keys: str | None = None
     key_round: int | None = None
 
@@ -107,12 +114,18 @@ class CloudTarget:
 
     @property
     def settings(self) -> StackSettings:
-        """As the config has them; the keys as the last update left them, whichever laptop that came from: a config
-        that was read here before must not take back a key that was revoked elsewhere."""
+        """As the config has them; keys and power as the last update left them, whichever laptop that came from: a config
+        that was read here before must not take back a key that was revoked elsewhere, or wake a machine."""
         settings, exports = split_config(self.config)[1], self.exports
         if exports.keys is None or exports.key_round is None:
             return settings
-        return dataclasses.replace(settings, keys=read_keys(exports.keys), key_round=exports.key_round)
+        return dataclasses.replace(
+            settings,
+            stopped=exports.stopped,
+            woken_at=exports.woken_at,
+            keys=read_keys(exports.keys),
+            key_round=exports.key_round,
+        )
 
     def spec(self) -> DeploymentSpec | None:
         """What was asked for last; None for a stack whose config says nothing. Raises SpecError.
@@ -161,6 +174,8 @@ class CloudTarget:
         if exports.expires_at is not None and exports.expires_at <= time.time():
             ended = "its time ended, and the cloud has deleted the machine"
             return dataclasses.replace(seen, error=ended, hint=f"what remains still bills: deployctl down {self.name}")
+        if exports.stopped:
+            return dataclasses.replace(seen, error=STOPPED, hint=f"deployctl wake {self.name}")
         try:
             status = self.status()
         except BucketError as error:
@@ -168,6 +183,8 @@ class CloudTarget:
                 return dataclasses.replace(seen, error=str(error), hint=f"deployctl up --name {self.name}")
             hint = "the mailbox cannot be read from here; the endpoint may serve all the same"
             return dataclasses.replace(seen, life="unknown", error=str(error), hint=hint)
+        if status is not None and status.phase == "stopped":
+            return dataclasses.replace(seen, error=status.error, hint=status.hint, updated_at=status.updated_at)
         return with_status(seen, status)
 
     def _half_made(self) -> str | None:
@@ -181,9 +198,11 @@ class CloudTarget:
         )
 
     def status(self) -> Status | None:
-        """What this instance reported last; None before its first word. Raises BucketError."""
-        status = _decoded(self.mailbox.get(STATUS), decode_status)
-        return status if status is not None and status.instance_id == self.exports.instance_id else None
+        """What this instance reported last since it was switched on; None before its first word. Raises BucketError."""
+        exports, status = self.exports, _decoded(self.mailbox.get(STATUS), decode_status)
+        if status is None or status.instance_id != exports.instance_id or status.updated_at < (exports.woken_at or 0):
+            return None
+        return status
 
     def certificate(self) -> str | None:
         """The certificate of this very instance, None before it has published one. Raises BucketError."""

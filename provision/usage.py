@@ -33,9 +33,10 @@ class KeyUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All keys by name, and what the engine has worked through for all of them, within `seconds`."""
+    """All keys by name, and what the engine has worked through for all of them, within `seconds`: None where
+    the server does not say since when it counts."""
 
-    seconds: float = 0.0
+    seconds: float | None = None
     prompt_tokens: int = 0
     generated_tokens: int = 0
     keys: Mapping[str, KeyUsage] = field(default_factory=dict)
@@ -49,7 +50,7 @@ def read_usage(text: str) -> Usage:
     from prometheus_client.parser import text_string_to_metric_families
 
     prompt = generated = 0
-    seconds = 0.0
+    seconds: float | None = None
     keys: dict[str, KeyUsage] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

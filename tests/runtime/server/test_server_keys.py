@@ -10,11 +10,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server_process import KEY, Server, key_digest
+from server_process import KEY, MODEL, Server, key_digest
 
 from provision.key_stores import FolderKeys
 from provision.keys import DEFAULT_KEY, add, revoke, rotate
 from provision.state import LocalState
+from provision.target import Access
+from provision.usage import fetch_usage
 from runtime.deployment import ApiKey, encode
 from runtime.mailbox import KEYS
 from runtime.server.auth import KeyRing
@@ -112,6 +114,19 @@ def test_a_named_key_comes_changes_and_goes_without_a_restart(server: Server, st
     assert (status(server, "sk-a"), status(server, "sk-b")) == (200, 200)
     store.write(revoke(store.read(), "alice", time.time()))
     assert (status(server, "sk-a"), status(server, "sk-b"), status(server, KEY)) == (401, 401, 200)
+
+
+def test_the_use_of_each_key_is_read_from_the_servers_own_counters(server: Server, store: FolderKeys) -> None:
+    store.write(add(store.read(), ApiKey(name="ann", sha256=key_digest("sk-ann"), rpm=1), time.time()))
+    body = {"model": MODEL, "prompt": "the quick", "max_tokens": 3}
+    with server.http("sk-ann") as http:
+        assert [http.post("/v1/completions", json=body).status_code for _ in range(2)] == [200, 429]
+    usage = fetch_usage(Access(f"{server.url}/v1", KEY, MODEL, 256))
+    seen = usage.of("ann")
+    assert (seen.requests, seen.refused) == (1, 1)
+    assert 0 < seen.prompt_tokens <= usage.prompt_tokens
+    assert 0 < (usage.seconds or 0) < 600
+    assert usage.of("nobody").requests == 0
 
 
 def test_the_end_of_a_rotated_key_needs_no_change_of_the_file(tmp_path: Path) -> None:
