@@ -13,6 +13,9 @@ SCHEMA = 1
 DEFAULT_PORT = 8000
 
 
+RequestLogMode = Literal["off", "redacted", "full"]
+
+
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of everything that crosses a wall as JSON: frozen, and an unknown field is an error."""
 
@@ -90,6 +93,7 @@ class Deployment(Struct, frozen=True):
     setup: Setup | None = None  # None on local
     hold_max_s: float = 120.0  # how long a request may wait while this release takes over
     drain_max_s: float = 60.0  # how long requests may go on once another release has taken over
+    request_log: RequestLogMode = "off"
     schema: int = SCHEMA
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 MAX_BYTES = 8 * 2**20  # per file; one older file is kept beside it as `<name>.1`
-MAX_LINE = 16 * 1024  # bytes; a longer line is cut into several
+MAX_LINE = 64 * 1024  # bytes; a longer line is cut into several
 TAIL_LINES = 12
 
 

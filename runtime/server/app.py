@@ -36,7 +36,8 @@ def create_app(service: Service) -> FastAPI:
             await service.engine.run()
 
         tasks = [asyncio.create_task(work) for work in (follow_engine(), service.model.load(), hold.run())]
-        yield
+        with service.log.running():
+            yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -48,6 +49,7 @@ def create_app(service: Service) -> FastAPI:
         keys=service.keys,
         readiness=service.readiness,
         metrics=service.metrics,
+        log=service.log,
         max_body=limits.max_body(service.deployment.engine.max_model_len),
     )
     _add_error_handlers(app, service.metrics)

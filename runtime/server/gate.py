@@ -12,6 +12,7 @@ from runtime.server.engine_client import ClientGoneError
 from runtime.server.errors import ApiError, not_ready
 from runtime.server.metrics import Metrics
 from runtime.server.pages import PATHS
+from runtime.server.request_log import RECORD, RequestLog
 from runtime.server.status import Readiness
 
 OPEN_PATHS = frozenset({"/health", *PATHS})  # answered without a key
@@ -24,11 +25,14 @@ _TOKENIZER_PATHS = frozenset({"/tokenize", "/detokenize"})
 class Gate:
     """Pure ASGI middleware, so that a stream's chunks pass untouched. Unknown paths need a key too."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, readiness: Readiness, metrics: Metrics, max_body: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRing, readiness: Readiness, metrics: Metrics, log: RequestLog, max_body: int
+    ) -> None:
         self._app = app
         self._keys = keys
         self._readiness = readiness
         self._metrics = metrics
+        self._log = log
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,6 +43,17 @@ class Gate:
         given = headers.get(b"x-request-id", b"")
         scope[REQUEST_ID] = given.decode() if _ID.fullmatch(given) else secrets.token_hex(12)
         answer = _named(send, scope[REQUEST_ID])
+        if not self._log.is_on:
+            await self._answer(scope, receive, answer, headers)
+            return
+        scope[RECORD] = record = self._log.begin()
+        try:
+            await self._answer(scope, receive, record.watched(answer), headers)
+        finally:
+            if (key := scope.get(KEY)) is not None:
+                self._log.end(record, scope, scope[REQUEST_ID], key.name)
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: Send, headers: dict[bytes, bytes]) -> None:
         body = self._measured(receive)
         try:
             self._check(scope, headers)

@@ -75,6 +75,7 @@ def _serve(
     from runtime.server.metrics import Metrics
     from runtime.server.model import Model
     from runtime.server.rates import Rates
+    from runtime.server.request_log import RequestLog
     from runtime.server.service import Service
     from runtime.server.status import Readiness
 
@@ -90,6 +91,7 @@ def _serve(
         keys=KeyRing(keys),
         metrics=Metrics(deployment.model.served_name),
         rates=Rates(),
+        log=RequestLog(deployment.request_log),
         pool=pool,
         started=int(time.time()),
     )

@@ -16,6 +16,7 @@ from runtime.server.jobs import Bounds
 from runtime.server.metrics import Metrics
 from runtime.server.model import Model
 from runtime.server.rates import Rates
+from runtime.server.request_log import RequestLog
 from runtime.server.status import Readiness
 from runtime.server.tokenizer import ModelTokenizer, PromptError, PromptTooLongError
 
@@ -33,6 +34,7 @@ class Service:
     keys: KeyRing
     metrics: Metrics
     rates: Rates
+    log: RequestLog
     pool: ThreadPoolExecutor
     started: int  # seconds since the epoch
 

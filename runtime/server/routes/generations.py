@@ -16,8 +16,10 @@ from runtime.server.chat import chat_grammar, offered_tools, parser_maker, templ
 from runtime.server.completion import CompletionResponse, Job
 from runtime.server.errors import invalid
 from runtime.server.gate import KEY, REQUEST_ID
+from runtime.server.generation import Generation
 from runtime.server.jobs import COMPLETION_MAX_TOKENS, max_tokens_of, samplings_of
 from runtime.server.output_parser import OutputParser
+from runtime.server.request_log import RECORD, Record
 from runtime.server.schema import ChatBody, CompletionBody, GenerationBody
 from runtime.server.service import Service
 from runtime.server.tokenizer import ChatPrompt
@@ -91,6 +93,9 @@ def _run(
 ) -> Response:
     """`echoes`: None for a chat, whose answer does not go on where its prompt's text ends."""
     key: ApiKey = request.scope[KEY]
+    record: Record | None = request.scope.get(RECORD)
+    if record is not None:
+        record.started(body, prompts)
     headers = service.rates.admit(key, sum(map(len, prompts)))
     job = Job(
         request_id=secrets.token_hex(12),  # not the client's: the engine needs ids that nobody repeats
@@ -105,8 +110,12 @@ def _run(
         format=form,
         headers=headers,
         spend=functools.partial(service.rates.spend, key),
-        keep_text=False,
-        on_end=lambda _: None,
+        keep_text=record is not None and record.full,
+        on_end=record.ended if record is not None else _forget,
     )
     service.metrics.last_request_at = time.monotonic()
     return CompletionResponse(job, service.engine, service.metrics, service.tokenizer())
+
+
+def _forget(_: Sequence[Generation]) -> None:
+    """Where no request log is kept."""

@@ -14,7 +14,16 @@ import httpx
 import openai
 from engine_double import DEADLINE_S, ScriptedEngine, poll
 
-from runtime.deployment import ApiKey, Deployment, EngineOptions, Listen, ModelSource, Weights, encode
+from runtime.deployment import (
+    ApiKey,
+    Deployment,
+    EngineOptions,
+    Listen,
+    ModelSource,
+    RequestLogMode,
+    Weights,
+    encode,
+)
 from runtime.mailbox import write_atomic
 
 MODEL = "tiny"
@@ -33,6 +42,7 @@ class Server:
     root: Path
     engine: ScriptedEngine
     tls: Path | None = None  # folder of certificate.pem and key.pem; the deployment then asks for TLS
+    request_log: RequestLogMode = "off"
     process: subprocess.Popen[bytes] = field(init=False)
     url: str = field(init=False)
 
@@ -68,6 +78,7 @@ class Server:
             model=ModelSource(source="demo", served_name=MODEL),
             engine=options,
             listen=Listen(port=port, tls="off" if self.tls is None else "pinned"),
+            request_log=self.request_log,
         )
         write_atomic(self.release / "deployment.json", encode(deployment))
 

@@ -20,6 +20,7 @@ from runtime.server.metrics import Metrics
 from runtime.server.model import Model
 from runtime.server.pages import PATHS
 from runtime.server.rates import Rates
+from runtime.server.request_log import RequestLog
 from runtime.server.service import Service
 from runtime.server.status import Readiness
 
@@ -39,7 +40,7 @@ def routes() -> list[tuple[str, str]]:
         listen=Listen(),
     )
     readiness = Readiness(nowhere, engine, model, Hold(nowhere, "r", engine, model, 0.0, None))
-    service = Service(deployment, engine, model, readiness, KeyRing(nowhere), Metrics("m"), Rates(), pool, 0)
+    service = Service(deployment, engine, model, readiness, KeyRing(nowhere), Metrics("m"), Rates(), RequestLog("off"), pool, 0)
     app = create_app(service)
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     assert len(found) == len(app.routes), "a route that this test does not see"
