@@ -100,6 +100,9 @@ class NullEngine(EngineCoreProc, NullParts):
             outputs[client].outputs.append(made)
         return outputs, True
 
+    def reset_mm_cache(self) -> None:
+        """No input but text."""
+
     def post_step(self, model_executed: bool) -> None:
         """Nothing follows a step."""
 

@@ -204,9 +204,9 @@ def page(runs: Sequence[StreamRun], options: argparse.Namespace, machine: Machin
             "What is compared: the API processes, each with its own engine process that has no model. Ours speaks the "
             "real frames on the real socket (`bench/null_engine.py`). vLLM's engine process is vLLM's own but for "
             "scheduler, cache and executor (`bench/null_vllm.py`); its API process is `vllm serve` as it comes, with "
-            "the access log off. Client, server and engine share the cores, so tokens/s is what is left to the server; its "
-            "CPU time per token says more on a machine that others use. A server that falls behind puts several tokens "
-            "into one event.",
+            "the access log off. Client, server and engine share the cores, so tokens/s is what is left to the server; "
+            "its CPU time per token says more on a machine that others use. A server that falls behind puts several "
+            "tokens into one event.",
             "",
         ]
     )
