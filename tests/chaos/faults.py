@@ -85,6 +85,7 @@ class Gate:
         self._next = 0  # the fault that has not happened yet
         self._lead = 0
         self._highest = -1
+        self._closed = False
 
     async def enter(self, number: int) -> None:
         async with self._changed:
@@ -92,17 +93,24 @@ class Gate:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: number <= self._limit())
 
-    async def crowded(self, window: Window) -> None:
-        """The fault is due: returns when others are under way around its number."""
+    async def crowded(self, window: Window) -> bool:
+        """The fault is due: waits until others are under way around its number. False: no more will come."""
         async with self._changed:
             self._lead = LEAD
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: self._highest >= window.at_number + LEAD // 2)
+            await self._changed.wait_for(lambda: self._closed or self._highest >= window.at_number + LEAD // 2)
+            return not self._closed
 
     async def happened(self) -> None:
         async with self._changed:
             self._next += 1
             self._lead = 0
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """The last request has ended."""
+        async with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
     def _limit(self) -> float:
@@ -112,7 +120,8 @@ class Gate:
 async def strike(machine: Machine, gate: Gate, windows: Sequence[Window], open_now: Callable[[], int]) -> None:
     """All faults in order. Raises TimeoutError when the endpoint does not come back."""
     for window in windows:
-        await gate.crowded(window)
+        if not await gate.crowded(window):
+            return
         fault = window.fault
         before = await asyncio.to_thread(machine.pid, fault.unit)
         window.open_requests = open_now()

@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 RELEASE = "r1"
 BLOCKS = 48  # of 16 tokens: three requests of full length, while up to SEATS run
 CHUNK = 96  # tokens of a step
-START_S = 180.0
+START_S = 120.0
 STOP_S = 30.0
 T = TypeVar("T")
 
@@ -80,7 +80,11 @@ class Machine:
         self.process = subprocess.Popen(argv, cwd=ROOT, env=env, start_new_session=True)
         record = wait_for(lambda: read_record(self.state), "a supervisor", START_S)
         self.port = record.port
-        wait_for(lambda: self.is_ready() or None, "the endpoint is ready", START_S)
+        try:
+            wait_for(lambda: self.is_ready() or None, "the endpoint is ready", START_S)
+        except TimeoutError as error:
+            logs = "\n".join(f"{name}: {self.log(name)[-1500:]}" for name in self.ordered)
+            raise TimeoutError(f"{error}; the logs end with\n{logs}") from None
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
