@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from provision.automation import CloudStack
+from provision.cloud import CloudTarget
 from provision.cloud_assistant import SENT_BYTES, SHOWN_BYTES, AssistantMailbox
-from provision.mailboxes import NOT_RUNNING
+from provision.mailboxes import NOT_RUNNING, spool_address
+from provision.rollout import config_values
+from provision.spec import parse
 from provision.sweep.alicloud_client import AlicloudClient
+from provision.target import LogQuery
 from runtime.bucket import BucketError
-from runtime.mailbox import CURRENT, IDENTITY, KEYS, LOGS, STATUS, FolderMailbox
+from runtime.mailbox import CURRENT, IDENTITY, KEYS, LOGS, STATUS, FolderMailbox, Status, encode_status
 from tests.lab.alicloud_api import AlicloudApi
-from tests.lab.cloud_assistant import here
+from tests.lab.cloud_assistant import at_spool, here
 
 MACHINE = "i-bp1lab"
 
@@ -45,7 +52,7 @@ def open_mailbox(api: AlicloudApi, spool: FolderMailbox) -> AssistantMailbox:
     return AssistantMailbox(client, MACHINE, spool.root, pause=lambda _: None)
 
 
-@pytest.mark.parametrize("size", [0, 1, SENT_BYTES, 3 * SENT_BYTES + 1])
+@pytest.mark.parametrize("size", [0, SENT_BYTES, SENT_BYTES + 1])
 def test_what_one_side_puts_the_other_gets(mailbox: AssistantMailbox, spool: FolderMailbox, size: int) -> None:
     data = os.urandom(size)
     mailbox.put("release/r1/deployctl-1.0+lab-py3-none-any.whl", data)
@@ -157,3 +164,41 @@ def test_a_key_that_would_leave_the_folder_is_refused(mailbox: AssistantMailbox,
     with pytest.raises(ValueError, match="is no key"):
         mailbox.get(key)
     assert not api.calls
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What commands read of a stack that was made with a spool."""
+
+    name: str = "chat"
+
+    def config(self) -> dict[str, str]:
+        plain, _ = config_values(parse({"name": "chat", "cloud": "alicloud", "mailbox": "cloud_assistant"}))
+        return plain
+
+    def outputs(self) -> dict[str, str]:
+        address = spool_address(MACHINE)
+        return {"instance_id": MACHINE, "region": "cn-hangzhou", "mailbox": address, "release": "r1"}
+
+    def resources(self) -> list[object]:
+        return []
+
+
+def test_status_and_logs_come_from_the_machine_and_a_stopped_one_is_no_riddle(
+    api: AlicloudApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = FolderMailbox(tmp_path)
+    for name, value in api.environment.items():
+        monkeypatch.setenv(name, value)
+    api.assistant.machines[MACHINE], api.assistant.looks = at_spool(tmp_path), 0
+    target = CloudTarget(cast(CloudStack, Stack()))
+    assert target.observe().life == "starting"
+    status = Status(instance_id=MACHINE, release="r1", phase="weights", updated_at=1.0, percent=40.0)
+    spool.put(STATUS, encode_status(status))
+    spool.put(LOGS + "engine.log", b"2026-07-01T12:00:00.123Z loading\n")
+    assert (target.observe().phase, target.observe().percent) == ("weights", 40.0)
+    assert [line.text for line in target.logs(LogQuery())] == ["loading"]
+    del api.assistant.machines[MACHINE]
+    api.items["DescribeInstances"][0]["Status"] = "Stopped"
+    seen = target.observe()
+    assert (seen.life, seen.error) == ("stopped", "the machine is Stopped")

@@ -92,6 +92,7 @@ def test_the_role_may_stop_the_machine_and_touch_no_bucket(stack: AlicloudStack)
     ]
 
 
+@pytest.mark.slow
 def test_a_machine_that_cannot_be_filled_fails_the_update_with_the_missing_right(
     stack: AlicloudStack, api: AlicloudApi
 ) -> None:
