@@ -111,6 +111,13 @@ FIELDS: tuple[FieldDoc, ...] = (
     FieldDoc("subnet_id", _REACH, "A subnet (vswitch on alicloud) of that VPC.", "subnet-0a1b2c3d"),
     FieldDoc("security_group_id", _REACH, "A security group of that VPC.", "sg-0a1b2c3d"),
     FieldDoc("bandwidth_mbps", _REACH, "Bandwidth of the public address, 1 to 200 Mbit/s (alicloud).", "100"),
+    FieldDoc(
+        "request_log",
+        _REACH,
+        "One line of JSON per request in the server's log: off, redacted (who, how much, how long; nothing of what was "
+        "said), or full (prompts and outputs too).",
+        "redacted",
+    ),
     FieldDoc("port", _REACH, "TCP port of the endpoint.", "8000"),
     FieldDoc(
         "ssh_public_key",

@@ -86,6 +86,7 @@ def deployment_for(
         listen=Listen(host=ANY_HOST if away else Listen().host, port=spec.port, tls=spec.tls, names=names),
         predicted=predicted,
         setup=setup if away else None,
+        request_log=spec.request_log,
     )
 
 

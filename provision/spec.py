@@ -189,6 +189,7 @@ class DeploymentSpec(BaseModel):
         default=None, description=_doc("bandwidth_mbps")
     )
     port: Annotated[int, Field(ge=1, le=65535), NotBool] = Field(default=8000, description=_doc("port"))
+    request_log: Literal["off", "redacted", "full"] = Field(default="off", description=_doc("request_log"))
     ssh_public_key: SshKey | None = Field(default=None, description=_doc("ssh_public_key"))
     image: Text | None = Field(default=None, description=_doc("image"))
     disk_gib: Annotated[int, Field(ge=40, le=32768), NotBool] | None = Field(default=None, description=_doc("disk_gib"))

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
+
 from provision.render import absolute, changes, render, stored_spec
 from provision.spec import DeploymentSpec, parse
 from runtime.deployment import EngineOptions, Predicted, decode_deployment, decode_keys
@@ -31,6 +33,16 @@ def test_the_release_says_what_to_serve() -> None:
     assert (deployment.model.source, deployment.model.served_name) == ("demo", "small")
     assert (deployment.engine, deployment.predicted) == (ENGINE, PREDICTED)
     assert (deployment.listen.host, deployment.listen.port) == ("127.0.0.1", 8123)
+
+
+@pytest.mark.parametrize("mode", ["off", "redacted", "full"])
+def test_the_machine_is_told_what_to_log_of_requests(mode: str) -> None:
+    deployment = decode_deployment(objects(spec(request_log=mode))["release/r7/deployment.json"])
+    assert deployment.request_log == mode
+
+
+def test_requests_are_not_logged_unless_asked_for() -> None:
+    assert decode_deployment(objects(spec())["release/r7/deployment.json"]).request_log == "off"
 
 
 def test_the_pointer_to_the_release_is_written_last() -> None:
