@@ -20,7 +20,6 @@ from provision import mailboxes
 from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
 from provision.costs import CostItem
-from provision.costs import CostItem
 from provision.errors import CloudError, FailedError, NotRunningError
 from provision.logs import parse_lines
 from provision.planning import MIN_LEN

@@ -74,6 +74,8 @@ def decide(spec: DeploymentSpec, target: CloudTarget, now: float) -> StackSettin
     """What is decided beside the spec: the place stays while its type is still asked for; the time runs from now for a
     machine that does not exist yet, has expired, or got another TTL."""
     stored, old, exports = target.settings, target.spec(), target.exports
+    if is_asleep(target, now):
+        stored = dataclasses.replace(stored, stopped=False, woken_at=int(now))
     place = stored.placement
     if place is not None and (
         (spec.instance_type and place.instance_type not in spec.instance_type)
@@ -93,6 +95,14 @@ def decide(spec: DeploymentSpec, target: CloudTarget, now: float) -> StackSettin
         # Whole minutes: Alibaba Cloud's timer knows no seconds.
         expires_at = int(now + spec.ttl_seconds) // 60 * 60
     return dataclasses.replace(stored, placement=place, expires_at=expires_at)
+
+
+def is_asleep(target: CloudTarget, now: float) -> bool:
+    """Whether its machine exists and is switched off, by `stop` or by itself."""
+    exports = target.exports
+    if exports.instance_id is None or (exports.expires_at is not None and exports.expires_at <= now):
+        return False
+    return exports.stopped or target.observe().life == "stopped"
 
 
 def write_config(target: CloudTarget, spec: DeploymentSpec, settings: StackSettings) -> None:

@@ -1,6 +1,8 @@
 """What a stack's config holds beside the spec: decisions that were made once and must stay.
 
 deployctl:expires_at   seconds since the epoch when the cloud deletes the machine; written by up, extend, wake
+deployctl:stopped      "true" while the machine is switched off, so that computing is not billed; written by stop, wake
+deployctl:woken_at     seconds since the epoch when it was switched on last after that; written by wake
 deployctl:placement    "<instance type>/<zone>": the candidate that has capacity; written by `deployctl up`
 deployctl:weights_disk id of a weights disk that `down --keep-disk` left: it is attached, and no new one is made
 deployctl:keys         JSON, as in keys.json: the keys beside deployctl's own, by their SHA-256; written by `keys`
@@ -19,11 +21,13 @@ from runtime.deployment import ApiKey, decode_keys
 
 PROJECT = "deployctl"
 EXPIRES_AT = f"{PROJECT}:expires_at"
+STOPPED = f"{PROJECT}:stopped"
+WOKEN_AT = f"{PROJECT}:woken_at"
 PLACEMENT = f"{PROJECT}:placement"
 WEIGHTS_DISK = f"{PROJECT}:weights_disk"
 KEYS = f"{PROJECT}:keys"
 KEY_ROUND = f"{PROJECT}:key_round"
-SETTINGS = (EXPIRES_AT, PLACEMENT, WEIGHTS_DISK, KEYS, KEY_ROUND)
+SETTINGS = (EXPIRES_AT, STOPPED, WOKEN_AT, PLACEMENT, WEIGHTS_DISK, KEYS, KEY_ROUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class StackSettings:
     """None = not decided yet: the program takes the first candidate, and counts the TTL from its first run."""
 
     expires_at: int | None = None
+    stopped: bool = False
+    woken_at: int | None = None
     placement: Placement | None = None
     weights_disk: str | None = None
     keys: tuple[ApiKey, ...] = ()
@@ -52,6 +58,10 @@ class StackSettings:
         found: dict[str, str] = {}
         if self.expires_at is not None:
             found[EXPIRES_AT] = str(self.expires_at)
+        if self.stopped:
+            found[STOPPED] = "true"
+        if self.woken_at is not None:
+            found[WOKEN_AT] = str(self.woken_at)
         if self.placement is not None:
             found[PLACEMENT] = str(self.placement)
         if self.weights_disk is not None:
@@ -80,11 +90,16 @@ def split_config(config: Mapping[str, str]) -> tuple[dict[str, str], StackSettin
     """
     ours = {key: value for key, value in config.items() if key.startswith(f"{PROJECT}:")}
     expires, placed = ours.pop(EXPIRES_AT, None), ours.pop(PLACEMENT, None)
+    stopped, woken = ours.pop(STOPPED, None), ours.pop(WOKEN_AT, None)
     weights_disk = ours.pop(WEIGHTS_DISK, None)
     keys, key_round = ours.pop(KEYS, None), ours.pop(KEY_ROUND, None)
     problems = []
     if expires is not None and not expires.isdecimal():
         problems.append(Problem("expires_at", f"{expires!r} is not a time in seconds since 1970", where=EXPIRES_AT))
+    if stopped not in (None, "true", "false"):
+        problems.append(Problem("stopped", f"{stopped!r} is neither true nor false", where=STOPPED))
+    if woken is not None and not woken.isdecimal():
+        problems.append(Problem("woken_at", f"{woken!r} is not a time in seconds since 1970", where=WOKEN_AT))
     instance_type, slash, zone = (placed or "").partition("/")
     if placed is not None and not (instance_type and slash and zone):
         problems.append(Problem("placement", f"{placed!r} is not <instance type>/<zone>", where=PLACEMENT))
@@ -99,6 +114,8 @@ def split_config(config: Mapping[str, str]) -> tuple[dict[str, str], StackSettin
         raise SpecError(problems)
     return ours, StackSettings(
         expires_at=int(expires) if expires else None,
+        stopped=stopped == "true",
+        woken_at=int(woken) if woken else None,
         placement=Placement(instance_type, zone) if placed else None,
         weights_disk=weights_disk or None,
         keys=others,

@@ -68,11 +68,13 @@ class Life(Struct, frozen=True):
     """`release/life.json`. Not part of a release: `extend` must not look like a redeploy.
 
     `expires_at`: seconds since the epoch when the cloud's timer deletes the machine, which then switches itself off as
-    a backstop; None = never. `idle_stop_s`: seconds without a request until it stops; 0 = never.
+    a backstop; None = never. `idle_stop_s`: seconds without a request until it stops; 0 = never. `woken_at`: seconds
+    since the epoch when it was switched on again after a stop.
     """
 
     expires_at: int | None = None
     idle_stop_s: int = 0
+    woken_at: int | None = None
 
 
 class Identity(Struct, frozen=True):

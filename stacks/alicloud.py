@@ -106,6 +106,8 @@ class AlicloudGpuVm(GpuVm):
             allowed_cidrs=pulumi.Output.all(*cidrs),
             made_at=note_birth(spec, instance.id, self),
             expires_at=expires_at,
+            stopped=pulumi.Output.from_input(args.settings.stopped),
+            woken_at=pulumi.Output.from_input(args.settings.woken_at),
             keys=pulumi.Output.from_input(keys_text(args.settings.keys)),
             key_round=pulumi.Output.from_input(args.settings.key_round),
         )

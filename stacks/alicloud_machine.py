@@ -18,6 +18,7 @@ from provision.images import requires_token
 from provision.naming import WEIGHTS_TAG, resource_name, tags
 from provision.preflight import disk_category
 from provision.spec import DeploymentSpec
+from provision.stack_settings import StackSettings
 from provision.user_data import render_user_data
 from runtime.bucket import ENDPOINT_VARIABLE
 from runtime.vm import SPOOL_DIR, Vm
@@ -79,6 +80,7 @@ def make_instance(
         user_data=bucket.apply(lambda found: _user_data(spec, found)),
         spot_strategy="SpotAsPriceGo" if spec.spot else "NoSpot",
         spot_interruption_behavior="Terminate" if spec.spot else None,
+        status=None if args.settings.woken_at is None and not args.settings.stopped else power_state(args.settings),
         # Billing of a stopped machine goes on unless the mode is named; a spot machine cannot be stopped.
         stopped_mode=None if spec.spot else "StopCharging",
         private_pool_options_match_criteria="Target" if spec.capacity_reservation else None,
@@ -96,6 +98,10 @@ def make_instance(
             delete_before_replace=True,
         ),
     )
+
+
+def power_state(settings: StackSettings) -> str:
+    return "Stopped" if settings.stopped else "Running"
 
 
 def release_time(expires_at: int | None) -> str | None:

@@ -12,6 +12,7 @@ from stacks.aws_machine import make_address, make_instance, make_interface, make
 from stacks.aws_mailbox import fill_bucket, make_bucket
 from stacks.aws_network import make_network, make_security_group
 from stacks.aws_roles import make_instance_role
+from stacks.aws_power import keep_power
 from stacks.aws_timer import make_timer
 from stacks.content import make_content
 from stacks.once import allowed_cidrs, decide_expiry, make_api_key, make_ssh_key, note_birth
@@ -36,6 +37,7 @@ RESOURCE_TYPES = (
     "aws:ec2/vpc:Vpc",
     "aws:ec2/vpcEndpoint:VpcEndpoint",
     "aws:ec2transitgateway/instanceConnectEndpoint:InstanceConnectEndpoint",
+    "aws:ec2transitgateway/instanceState:InstanceState",
     "aws:iam/instanceProfile:InstanceProfile",
     "aws:iam/role:Role",
     "aws:iam/rolePolicy:RolePolicy",
@@ -86,6 +88,7 @@ class AwsGpuVm(GpuVm):
         before = [current, *role.rights, *network.ways]
         instance = make_instance(args, interface, ssh_key, bucket.bucket, role.profile, disk, before, self)
         make_timer(args, instance, expires_at, self)
+        keep_power(args, instance, self)
         self.outputs = GpuVmOutputs(
             endpoint=addresses[0].apply(lambda address: base_url(spec, address)),
             api_key=api_key,
@@ -103,6 +106,8 @@ class AwsGpuVm(GpuVm):
             allowed_cidrs=pulumi.Output.all(*cidrs),
             made_at=note_birth(spec, instance.id, self),
             expires_at=expires_at,
+            stopped=pulumi.Output.from_input(args.settings.stopped),
+            woken_at=pulumi.Output.from_input(args.settings.woken_at),
             keys=pulumi.Output.from_input(keys_text(args.settings.keys)),
             key_round=pulumi.Output.from_input(args.settings.key_round),
         )

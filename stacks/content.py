@@ -69,7 +69,7 @@ def make_content(
         Item("deployment", release_key(release), deployment),
         wheel_item(args),
         Item("keys", KEYS, api_key.apply(lambda key: keys_object(key, args.settings.keys).decode())),
-        Item("life", LIFE, expires_at.apply(lambda at: _text(Life(expires_at=at, idle_stop_s=spec.idle_stop_seconds)))),
+        Item("life", LIFE, expires_at.apply(lambda at: _text(_life(args, at)))),
         *_secrets(spec),
     ]
     return Content(release, tuple(items), Item("current", CURRENT, pulumi.Output.from_input(_text(current))))
@@ -99,6 +99,10 @@ def _secrets(spec: DeploymentSpec) -> list[Item]:
         text = msgspec.json.encode({"certificate": chain, "key": key}).decode()
         found.append(Item("tls", TLS_SECRET, pulumi.Output.secret(text)))
     return found
+
+
+def _life(args: GpuVmArgs, expires_at: int | None) -> Life:
+    return Life(expires_at, args.spec.idle_stop_seconds, args.settings.woken_at)
 
 
 def _text(value: Deployment | Current | Life) -> str:

@@ -55,6 +55,8 @@ class GpuVmOutputs:
     allowed_cidrs: pulumi.Output[list[str]]
     made_at: pulumi.Output[int]  # seconds since the epoch
     expires_at: pulumi.Output[int | None]  # seconds since the epoch
+    stopped: pulumi.Output[bool]  # switched off, so that computing is not billed
+    woken_at: pulumi.Output[int | None]  # seconds since the epoch; None = never stopped
     keys: pulumi.Output[str]  # the keys beside api_key, by their SHA-256, in JSON
     key_round: pulumi.Output[int]  # how often api_key was made anew
 

@@ -23,6 +23,7 @@ AWS: dict[str, str] = {
     "aws:ec2/vpc:Vpc": "VPC",
     "aws:ec2/vpcEndpoint:VpcEndpoint": "VPC endpoint",
     "aws:ec2transitgateway/instanceConnectEndpoint:InstanceConnectEndpoint": "instance connect endpoint",
+    "aws:ec2transitgateway/instanceState:InstanceState": "instance",
     "aws:iam/instanceProfile:InstanceProfile": "instance profile",
     "aws:iam/role:Role": "role",
     "aws:iam/rolePolicy:RolePolicy": "role",

@@ -165,6 +165,7 @@ class AlicloudCloud:
             thing = self.things[kind, id]
             if kind == INSTANCE:
                 self._check_life(inputs)
+                self._check_power(thing, inputs)
                 if inputs["systemDiskSize"] < thing.values["systemDiskSize"]:
                     raise Refused("InvalidDiskSize.TooSmall", "a disk cannot shrink")
             thing.values = {**thing.values, **inputs}
@@ -271,6 +272,12 @@ class AlicloudCloud:
         if any(item.values["privateIp"] == address for item in self.find("/instance:Instance")):
             raise Refused("InvalidPrivateIpAddress.Duplicated", address)
         return {"availabilityZone": zone, "privateIp": address, "status": "Running", "publicIp": ""}
+
+    def _check_power(self, machine: Thing, inputs: Properties) -> None:
+        """A machine that was stopped to save money has given its GPU back."""
+        starts = inputs.get("status", "Running") == "Running" and machine.values["status"] == "Stopped"
+        if starts and (inputs["instanceType"], machine.values["availabilityZone"]) in self.sold_out:
+            raise Refused("OperationDenied.NoStock", "The requested resource is sold out in the specified zone")
 
     def _check_life(self, inputs: Properties) -> None:
         end = inputs.get("autoReleaseTime")

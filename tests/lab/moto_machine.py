@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.lab.moto_kind import Clients, Kind, given, tag_list, tagged
+from tests.lab.moto_kind import Clients, Kind, given, nothing, tag_list, tagged
 from tests.lab.pulumi_model import Created
 from tests.lab.pulumi_wire import Properties
 
@@ -91,6 +91,13 @@ def _change_instance(clients: Clients, id: str, inputs: Properties) -> Propertie
 
 def _drop_instance(clients: Clients, id: str, outputs: Properties) -> None:
     clients.ec2.terminate_instances(InstanceIds=[id])
+
+
+def _switch(clients: Clients, inputs: Properties) -> Created:
+    """The provider waits until the machine is in the wanted state; moto's is there at once."""
+    order = {"stopped": clients.ec2.stop_instances, "running": clients.ec2.start_instances}[inputs["state"]]
+    order(InstanceIds=[inputs["instanceId"]])
+    return Created(inputs["instanceId"])
 
 
 def _make_volume(clients: Clients, inputs: Properties) -> Created:
@@ -233,6 +240,9 @@ KINDS: dict[str, Kind] = {
         _make_key,
         lambda clients, id, _: clients.ec2.delete_key_pair(KeyName=id),
         fixed=frozenset({"keyName", "publicKey"}),
+    ),
+    "aws:ec2transitgateway/instanceState:InstanceState": Kind(
+        _switch, nothing, lambda clients, id, inputs: _switch(clients, inputs).outputs, frozenset({"instanceId"})
     ),
     "aws:iam/role:Role": Kind(
         _make_role, lambda clients, id, _: clients.iam.delete_role(RoleName=id), fixed=frozenset({"name"})

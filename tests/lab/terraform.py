@@ -28,6 +28,7 @@ _REFERENCE = re.compile(r"@@(\w+\.[\w-]+\.\w+)@@")
 TYPES = {
     "aws:ebs/volume:Volume": "aws_ebs_volume",
     "aws:ec2transitgateway/instanceConnectEndpoint:InstanceConnectEndpoint": "aws_ec2_instance_connect_endpoint",
+    "aws:ec2transitgateway/instanceState:InstanceState": "aws_ec2_instance_state",
     "aws:iam/instanceProfile:InstanceProfile": "aws_iam_instance_profile",
     "aws:iam/role:Role": "aws_iam_role",
     "aws:iam/rolePolicy:RolePolicy": "aws_iam_role_policy",
