@@ -6,6 +6,7 @@ The user's side (here) and the machine's side (supervisor, agent, server, engine
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import re
@@ -73,7 +74,15 @@ class LocalTarget:
         spec = self.state.specs_dir / f"{release}.json"
         if spec.exists():
             write_atomic(self.state.spec_file, spec.read_bytes())
-        self.state.mailbox.put(CURRENT, encode(Current(release=release, deployment=release_key(release))))
+        self.state.mailbox.put(CURRENT, encode(self._current_of(release)))
+
+    def _current_of(self, release: str) -> Current:
+        """What the mailbox still has of an earlier release: its wheel, if it brought one, too."""
+        mailbox, folder = self.state.mailbox, release_key(release).rpartition("/")[0]
+        wheel = next((key for key in mailbox.keys(f"{folder}/") if key.endswith(".whl")), None)
+        data = mailbox.get(wheel) if wheel is not None else None
+        digest = None if data is None else hashlib.sha256(data).hexdigest()
+        return Current(release=release, deployment=release_key(release), wheel=wheel, sha256=digest)
 
     def observe(self) -> Observation:
         record = self.state.running_supervisor()
@@ -143,6 +152,8 @@ class LocalTarget:
         self.state.write_api_key(order.api_key)
         write_atomic(self.state.specs_dir / f"{order.release}.json", order.spec)
         write_atomic(self.state.spec_file, order.spec)
+        if order.wheel is not None:
+            self.state.mailbox.put(order.wheel.key, order.wheel.path.read_bytes())
         for key, data in order.objects:
             self.state.mailbox.put(key, data)
 

@@ -26,6 +26,15 @@ ANY_HOST = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)
+class WheelItem:
+    """A release's wheel: the file here, its SHA-256, and its key in the mailbox."""
+
+    path: Path
+    sha256: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """One release, ready to be given to a target.
 
@@ -38,6 +47,7 @@ class Order:
     api_key: str
     spec: bytes
     objects: tuple[tuple[str, bytes], ...]
+    wheel: WheelItem | None = None  # on a machine that installs it
 
 
 def render(
@@ -48,17 +58,31 @@ def render(
     release: str,
     api_key: str,
     others: Sequence[ApiKey] = (),
+    wheel: WheelItem | None = None,
+    names: tuple[str, ...] = (),
+    source: str | None = None,
 ) -> Order:
     """`current.json` is the last object: a machine that sees it finds everything that it names.
 
-    `others`: the keys beside `api_key`, which a new release leaves as they are.
+    `others`: the keys beside `api_key`, which a new release leaves as they are. For a machine that is not this one:
+    the `wheel` that it installs, the `names` of its certificate, and the model's `source` where that is a folder there.
     """
-    deployment = deployment_for(spec, engine, predicted, release=release)
+    deployment = deployment_for(spec, engine, predicted, release=release, names=names, source=source)
     objects = [(KEYS, keys_object(api_key, others)), (release_key(release), encode(deployment))]
     if spec.hub_token is not None:
         objects.insert(0, (HUB_SECRET, hub_object(spec.hub_token.get_secret_value())))
-    objects.append((CURRENT, encode(Current(release=release, deployment=release_key(release)))))
-    return Order(release, spec.port, api_key, stored_spec(spec), tuple(objects))
+    if wheel is None:
+        current = Current(release=release, deployment=release_key(release))
+    else:
+        current = Current(
+            release=release,
+            deployment=release_key(release),
+            wheel=wheel.key,
+            sha256=wheel.sha256,
+            index_url=spec.pip_index,
+        )
+    objects.append((CURRENT, encode(current)))
+    return Order(release, spec.port, api_key, stored_spec(spec), tuple(objects), wheel)
 
 
 def deployment_for(
@@ -68,8 +92,10 @@ def deployment_for(
     *,
     release: str,
     names: tuple[str, ...] = (),
+    source: str | None = None,
 ) -> Deployment:
-    """`deployment.json` of one release. `names`: addresses and host names that the certificate must cover."""
+    """`deployment.json` of one release. `names`: addresses and host names that the certificate must cover. `source`:
+    where the machine finds the model, in place of the spec's."""
     away = spec.cloud != "local"
     setup = Setup(
         egress=spec.egress or "internet",
@@ -81,7 +107,7 @@ def deployment_for(
         name=spec.name,
         release=release,
         target=spec.cloud,
-        model=ModelSource(source=spec.model, served_name=spec.api_model_name, hub_endpoint=spec.hub_endpoint),
+        model=ModelSource(source=source or spec.model, served_name=spec.api_model_name, hub_endpoint=spec.hub_endpoint),
         engine=engine,
         listen=Listen(host=ANY_HOST if away else Listen().host, port=spec.port, tls=spec.tls, names=names),
         predicted=predicted,
@@ -106,14 +132,16 @@ def stored_spec(spec: DeploymentSpec) -> bytes:
 
 
 def absolute(spec: DeploymentSpec, folder: Path | None = None) -> DeploymentSpec:
-    """The spec with a model folder as an absolute path: machine and user do not share a working folder.
+    """The spec with a model folder and a wheel as absolute paths: machine and user do not share a working folder.
 
     `folder` is what a relative path starts from, by default the current one.
     """
-    if spec.model_ref.kind != "folder":
-        return spec
-    path = Path(os.path.abspath((folder or Path.cwd()) / Path(spec.model).expanduser()))
-    return spec.model_copy(update={"model": str(path)})
+    changed = {"model": spec.model} if spec.model_ref.kind == "folder" else {}
+    if spec.runtime_wheel is not None:
+        changed["runtime_wheel"] = spec.runtime_wheel
+    start = folder or Path.cwd()
+    found = {name: os.path.abspath(start / Path(path).expanduser()) for name, path in changed.items()}
+    return spec.model_copy(update=found)
 
 
 @dataclass(frozen=True, slots=True)

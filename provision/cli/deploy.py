@@ -33,10 +33,12 @@ from provision.progress import (
     progress_text,
     wait_until_settled,
 )
-from provision.render import Change, Order, changes, render
+from provision.render import Change, Order, WheelItem, changes, render
 from provision.spec import DeploymentSpec
 from provision.state import cache_root, make_api_key
 from provision.target import Access, Observation
+from provision.wheel import runtime_wheel
+from runtime.mailbox import wheel_key
 
 PROOF_TOKENS = 32
 CHAT_PROOF_LEN = 256  # tokens; below this a chat template with its system message may not fit
@@ -143,7 +145,23 @@ def make_order(target: LocalTarget, spec: DeploymentSpec, plan: Plan) -> Order:
     own = spec.api_key.get_secret_value() if spec.api_key else None
     key = own or target.state.api_key() or make_api_key()
     release, others = target.state.next_release(), besides_default(target.state.api_keys())
-    return render(spec, plan.engine_options(), plan.predicted(), release=release, api_key=key, others=others)
+    return render(
+        spec,
+        plan.engine_options(),
+        plan.predicted(),
+        release=release,
+        api_key=key,
+        others=others,
+        wheel=wheel_item(spec.runtime_wheel, release),
+    )
+
+
+def wheel_item(given: str | None, release: str) -> WheelItem | None:
+    """The wheel that a release on this machine brings; None = it runs on this installation. Raises SpecError."""
+    if given is None:
+        return None
+    wheel = runtime_wheel(given)
+    return WheelItem(wheel.path, wheel.sha256, wheel_key(release, wheel.file_name))
 
 
 def wait_ready(target: LocalTarget, release: str) -> Observation:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from runtime.agent import phases
+from runtime.agent import overlay, phases
 from runtime.agent.files import PRIVATE, Access
 from runtime.agent.releases import Release
 from runtime.agent.serving import Health, probe_health
 from runtime.agent.status import Report
 from runtime.agent.units import UnitManager
 from runtime.agent.weights import Caches
-from runtime.mailbox import Current
+from runtime.mailbox import Current, Mailbox
 
 
 class Machine(Protocol):
@@ -89,6 +89,7 @@ class LocalMachine:
 
     state: Path
     units: UnitManager
+    mailbox: Mailbox
     host: str
     port: int
     caches: Caches
@@ -101,7 +102,8 @@ class LocalMachine:
         return self.state / "run"
 
     def prepare_python(self, wanted: Current, release: Release, report: Report) -> None:
-        phases.check_python(wanted)
+        phases.check_python()
+        overlay.install(self.mailbox, wanted, release, self.state)
 
     def prepare_disk(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> None:
         hub = release.deployment.model.source.startswith("hf:")

@@ -414,15 +414,17 @@ def run(state: Path, mailbox: Path, settings: Settings | None = None) -> int:
         )
         return 1
     settings = settings or Settings()
+    folder = FolderMailbox(mailbox.absolute())
     machine = LocalMachine(
         state,
         SupervisorClient(state / "run"),
+        folder,
         record.host,
         record.port,
         Caches.from_environment(os.environ),
         settings.free_bytes,
     )
-    return follow_signals(Agent(machine, FolderMailbox(mailbox.absolute()), settings))
+    return follow_signals(Agent(machine, folder, settings))
 
 
 def follow_signals(agent: Agent) -> int:

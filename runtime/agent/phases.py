@@ -19,7 +19,6 @@ from pathlib import Path
 
 from runtime.agent.status import PhaseError
 from runtime.deployment import Deployment
-from runtime.mailbox import Current
 
 MIN_PYTHON = (3, 11)
 TORCH_FROM, TORCH_BELOW = (2, 11), (2, 14)  # the extra `runtime` of pyproject.toml; a test compares them
@@ -29,17 +28,11 @@ NVIDIA_SMI_TIMEOUT_S = 30.0  # the first call after boot loads the driver's firm
 INSTALL = "pip install 'deployctl[runtime]'"
 
 
-def check_python(current: Current) -> None:
+def check_python() -> None:
     """The interpreter and the distribution that this release needs. Raises PhaseError."""
     if sys.version_info[:2] < MIN_PYTHON:
         found = ".".join(map(str, sys.version_info[:3]))
         raise PhaseError(f"Python {found} is too old", "install Python 3.11 or newer", retry=False)
-    if current.wheel is not None:
-        raise PhaseError(
-            f"release {current.release} brings a wheel ({current.wheel}), not yet installed on this target",
-            "leave it out: the version of deployctl that runs the agent is used",
-            retry=False,
-        )
     if importlib.util.find_spec("runtime.engine") is None:
         raise PhaseError("deployctl's engine is not installed", f"run: {INSTALL}")
 
