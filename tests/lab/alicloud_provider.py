@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from provision.catalog import INSTANCE_TYPES
 from tests.lab.alicloud_cloud import REPLACES, AlicloudCloud, Refused
-from tests.lab.pulumi_model import Created
+from tests.lab.pulumi_model import Created, OutsideTheLab
 from tests.lab.pulumi_wire import Properties
 
 PACKAGE = "alicloud:"
@@ -32,6 +32,8 @@ class AlicloudProvider:
         }
 
     def replaces(self, token: str) -> frozenset[str]:
+        if _kind(token) not in REPLACES:
+            raise OutsideTheLab(f"resources of type {token}", "tests/lab/alicloud_cloud.py: REPLACES, IDS or NAMED")
         return frozenset(REPLACES[_kind(token)])
 
     def create(self, token: str, name: str, inputs: Properties, settings: Properties) -> Created:
@@ -50,6 +52,8 @@ class AlicloudProvider:
         name = token.rpartition(":")[2]
         if name in self.cloud.denied:
             raise Refused("Forbidden.RAM", f"the user may not call {name}")
+        if _kind(token) not in self.sources:
+            raise OutsideTheLab(f"the data source {token}", "tests/lab/alicloud_provider.py: AlicloudProvider.sources")
         found = self.sources[_kind(token)](args)
         return {"id": name, **args, **found}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.lab.moto_kind import Clients
+from tests.lab.pulumi_model import OutsideTheLab
 from tests.lab.pulumi_wire import Properties
 
 QUOTA = 192.0  # of every limit: vCPUs, addresses, networks
@@ -16,9 +17,9 @@ PARAMETER_IMAGE = "ami-1e749f67"  # one of moto's own
 
 
 def answer(clients: Clients, token: str, args: Properties) -> Properties:
-    """Raises LookupError for what AWS would not find, NotImplementedError for a question that nobody recorded."""
+    """Raises LookupError for what AWS would not find, OutsideTheLab for a question that nobody has recorded."""
     if token not in ANSWERS:
-        raise NotImplementedError(f"no answer to {token}")
+        raise OutsideTheLab(f"an answer to {token}", "tests/lab/moto_answers.py: ANSWERS")
     return ANSWERS[token](clients, args)
 
 

@@ -10,7 +10,7 @@ import threading
 from tests.lab import moto_connect, moto_machine, moto_network, moto_storage, sdk_schema
 from tests.lab.moto_answers import answer
 from tests.lab.moto_kind import Clients, Kind
-from tests.lab.pulumi_model import Created
+from tests.lab.pulumi_model import Created, OutsideTheLab
 from tests.lab.pulumi_wire import Properties
 
 moto_connect.install()
@@ -33,28 +33,35 @@ class MotoCloud:
         return self._clients[self.region]
 
     def replaces(self, token: str) -> frozenset[str]:
-        return KINDS[token].fixed
+        return self._kind(token).fixed
 
     def create(self, token: str, name: str, inputs: Properties, settings: Properties) -> Created:
         if token in self.failures:
             raise RuntimeError(self.failures[token])
         with self._lock:
-            return KINDS[token].make(self._region(settings), _with_tags(token, inputs, settings))
+            return self._kind(token).make(self._region(settings), _with_tags(token, inputs, settings))
 
     def update(self, token: str, id: str, inputs: Properties, outputs: Properties, settings: Properties) -> Properties:
-        change = KINDS[token].change
+        change = self._kind(token).change
         if change is None:
-            raise NotImplementedError(f"{token} cannot be changed here: {inputs}")
+            where = "its `Kind` in tests/lab/moto_*.py, as `change`, or its inputs to `fixed`"
+            raise OutsideTheLab(f"how {token} changes in place (now {inputs})", where)
         with self._lock:
             return {**outputs, **inputs, **change(self._region(settings), id, _with_tags(token, inputs, settings))}
 
     def delete(self, token: str, id: str, outputs: Properties, settings: Properties) -> None:
         with self._lock:
-            KINDS[token].drop(self._region(settings), id, outputs)
+            self._kind(token).drop(self._region(settings), id, outputs)
 
     def invoke(self, token: str, args: Properties, settings: Properties) -> Properties:
         with self._lock:
             return answer(self.clients, token, args)
+
+    @staticmethod
+    def _kind(token: str) -> Kind:
+        if token not in KINDS:
+            raise OutsideTheLab(f"resources of type {token}", "KINDS of the tests/lab/moto_*.py that fits")
+        return KINDS[token]
 
     def _region(self, settings: Properties) -> Clients:
         """Fails where a resource has no explicit provider: the user's default region is not the spec's."""

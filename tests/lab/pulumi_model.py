@@ -12,6 +12,13 @@ from tests.lab.pulumi_wire import Properties, plain
 Operation = Literal["create", "same", "update", "replace", "delete"]
 
 
+class OutsideTheLab(LookupError):
+    """The program asks for something that a stand-in does not know: `what`, and `where` to add it."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"the lab does not know {what}; add it to {where}")
+
+
 @dataclass(frozen=True, slots=True)
 class Created:
     """A new resource: its id and the outputs that are not inputs."""

@@ -12,9 +12,10 @@ import uuid
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from tests.lab.pulumi_model import Created, Provider
+from tests.lab.pulumi_model import Created, OutsideTheLab, Provider
 from tests.lab.pulumi_wire import Properties
 
+HERE = "tests/lab/small_providers.py"
 RSA_EXPONENT = 65537
 ALPHABET = string.ascii_letters + string.digits
 
@@ -32,13 +33,13 @@ class _Unchanging:
         return self.inputs
 
     def update(self, token: str, id: str, inputs: Properties, outputs: Properties, settings: Properties) -> Properties:
-        raise NotImplementedError(f"{token} is replaced, never updated")
+        raise OutsideTheLab(f"an update of {token}: each change of {sorted(self.inputs)} replaces it", HERE)
 
     def delete(self, token: str, id: str, outputs: Properties, settings: Properties) -> None:
         return None
 
     def invoke(self, token: str, args: Properties, settings: Properties) -> Properties:
-        raise NotImplementedError(token)
+        raise OutsideTheLab(f"the data source {token}", HERE)
 
 
 class RandomProvider(_Unchanging):
@@ -53,7 +54,7 @@ class RandomProvider(_Unchanging):
         if token == "random:index/randomId:RandomId":
             data = secrets.token_bytes(inputs["byteLength"])
             return Created(base64.urlsafe_b64encode(data).decode().rstrip("="), {"hex": data.hex()})
-        raise NotImplementedError(token)
+        raise OutsideTheLab(token, HERE)
 
 
 class TlsProvider(_Unchanging):
@@ -61,7 +62,7 @@ class TlsProvider(_Unchanging):
 
     def create(self, token: str, name: str, inputs: Properties, settings: Properties) -> Created:
         if token != "tls:index/privateKey:PrivateKey" or inputs["algorithm"] not in ("ED25519", "RSA"):
-            raise NotImplementedError(f"{token} {inputs}")
+            raise OutsideTheLab(f"{token} with {inputs}", HERE)
         key: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey = ed25519.Ed25519PrivateKey.generate()
         if inputs["algorithm"] == "RSA":
             key = rsa.generate_private_key(RSA_EXPONENT, inputs["rsaBits"])
@@ -88,7 +89,7 @@ class CommandProvider:
         _run(outputs.get("delete"), outputs, {})
 
     def invoke(self, token: str, args: Properties, settings: Properties) -> Properties:
-        raise NotImplementedError(token)
+        raise OutsideTheLab(f"the data source {token}", HERE)
 
 
 def _run(command: str | None, inputs: Properties, more: dict[str, str]) -> Properties:

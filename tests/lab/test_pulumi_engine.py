@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.lab.alicloud_cloud import REGION, AlicloudCloud
+from tests.lab.alicloud_provider import AlicloudProvider
 from tests.lab.program_hosts import ProcessHost, WarmHost
 from tests.lab.pulumi_engine import Engine
-from tests.lab.pulumi_model import Provider
+from tests.lab.pulumi_model import OutsideTheLab, Provider
 from tests.lab.pulumi_wire import is_secret
 from tests.lab.small_providers import small_providers
 
@@ -164,3 +166,17 @@ def test_inputs_that_the_sdk_does_not_know_are_refused(engine: Engine, line: str
     done = engine.up()
     assert not done.succeeded
     assert problem in done.explain()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: small_providers()["random"].create("random:index/randomPet:RandomPet", "pet", {}, {}),
+        lambda: small_providers()["tls"].invoke("tls:index/getCertificate:getCertificate", {}, {}),
+        lambda: AlicloudProvider(AlicloudCloud()).invoke("alicloud:ecs/getDisks:getDisks", {}, {"region": REGION}),
+        lambda: AlicloudProvider(AlicloudCloud()).replaces("alicloud:slb/loadBalancer:LoadBalancer"),
+    ],
+)
+def test_what_a_stand_in_does_not_know_is_named_with_the_place_to_add_it(ask: Callable[[], object]) -> None:
+    with pytest.raises(OutsideTheLab, match=r"the lab does not know .*; add it to tests/lab/\w+\.py"):
+        ask()
