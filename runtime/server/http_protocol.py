@@ -1,9 +1,12 @@
-"""HTTP parsing with a bound on the request's head, which httptools itself does not have, and refusals in the envelope.
+"""HTTP parsing with bounds on the size and the time of a request's head, which httptools itself does not have, and
+refusals in the envelope.
 
-What is no HTTP, or never ends its head, is answered and the connection closed: nobody has shown a key at that point.
+What is no HTTP, or does not end its head, is answered and the connection closed: nobody has shown a key at that point.
 """
 
 from __future__ import annotations
+
+from asyncio import BaseTransport, TimerHandle
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -16,9 +19,19 @@ LINGER_S = 1.0
 class BoundedProtocol(HttpToolsProtocol):
     """A connection is refused once; what still arrives on it is dropped."""
 
+    head_s = 30.0  # from the connection, or from a later request's first byte, to the end of the head
+    _head_timer: TimerHandle | None = None
     _in_head = False
     _head_bytes = 0
     _refused = False
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -31,13 +44,28 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
+        if self._head_timer is None:
+            self._await_head()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._stop_waiting()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "this is not an HTTP request that can be read"), b"bad request")
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_s, self._late)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _late(self) -> None:
+        self._head_timer = None
+        self._refuse(ApiError(408, f"the request's head was not there after {self.head_s:.0f} s"), b"timeout")
 
     def _refuse(self, error: ApiError, reason: bytes) -> None:
         self._refused = True

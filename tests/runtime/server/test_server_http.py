@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from collections.abc import Iterator
 
 import pytest
+import uvicorn
+from engine_double import DEADLINE_S, poll
 from server_process import Server
+from starlette.responses import PlainTextResponse
+
+from runtime.server.http_protocol import BoundedProtocol
 
 
 def answer_to(server: Server, data: bytes) -> tuple[int, dict[str, dict[str, object]]]:
@@ -47,3 +54,41 @@ def test_a_body_that_breaks_off_gets_one_answer_and_leaves_no_traceback(server: 
     assert status in (400, 401)  # no key and no HTTP: which is seen first is open
     assert server.health().status_code == 200
     assert "Traceback" not in server.log.read_text()
+
+
+class Impatient(BoundedProtocol):
+    """Waits for a head as long as a test can."""
+
+    head_s = 0.5
+
+
+@pytest.fixture
+def impatient() -> Iterator[int]:
+    """The port of a server that speaks with the protocol alone."""
+    app = PlainTextResponse("well")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, http=Impatient, lifespan="off", log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        poll(lambda: server.started, "the server starts")
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(DEADLINE_S)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost:"], ids=["nothing", "half a head"])
+def test_a_connection_that_brings_no_whole_head_is_closed_after_a_while(impatient: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", impatient), timeout=DEADLINE_S) as connection:
+        connection.sendall(sent)
+        with connection.makefile("rb") as stream:
+            assert stream.read().startswith(b"HTTP/1.1 408 ")
+
+
+def test_so_is_one_whose_next_request_does_not_end_its_head(impatient: int) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    address = ("127.0.0.1", impatient)
+    with socket.create_connection(address, timeout=DEADLINE_S) as connection, connection.makefile("rb") as stream:
+        connection.sendall(request)
+        assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
+        connection.sendall(request[:10])
+        assert b"well" + b"HTTP/1.1 408 " in stream.read()
