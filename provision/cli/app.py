@@ -43,6 +43,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "bench": CommandEntry("provision.cli.bench", "Measure the endpoint under load: tokens/s, latency, price."),
     "monitor": CommandEntry("provision.cli.monitor", "Run Prometheus on the deployments; print alerts."),
     "cost": CommandEntry("provision.cli.cost", "Show what a deployment costs, and end it when a budget is spent."),
+    "doctor": CommandEntry("provision.cli.doctor", "Find what is wrong, and what to type about it."),
     "wait": CommandEntry("provision.cli.wait", "Wait until a cloud deployment answers; used by the Pulumi program."),
     "plan": CommandEntry("provision.cli.plan", "Show what fits and what it costs; starts nothing."),
     "weights": CommandEntry("provision.cli.weights", "Put a model, or a machine's packages, into a bucket."),
