@@ -19,7 +19,7 @@ from runtime.vm import SPOOL_DIR
 
 Answer = tuple[int, dict[str, Any]]
 Command = Callable[[Sequence[str]], list[str]]
-"""The command line of this machine that runs another one on the VM, as root."""
+"""The command line of this machine that runs another one on the VM, as root. Raises RuntimeError while it is down."""
 
 MOST_COMMAND = 24 * 1024  # of base64
 MOST_FILE = 32 * 1024  # of base64
@@ -63,7 +63,10 @@ class CloudAssistant:
         instance = arguments["InstanceId.1"]
         if instance not in self.machines:
             return _refused(403, "InvalidInstance.NotFound", f"{instance} is not a running instance of this account")
-        return self._run(instance, arguments) if action == "RunCommand" else self._send(instance, arguments)
+        try:
+            return self._run(instance, arguments) if action == "RunCommand" else self._send(instance, arguments)
+        except RuntimeError as error:
+            return self._end({"InvocationStatus": "Failed", "Output": "", **_error("ClientNotRunning", str(error))})
 
     def _status(self, instance: str) -> dict[str, Any]:
         awake = instance in self.machines and self.asleep <= 0
@@ -101,9 +104,8 @@ class CloudAssistant:
         return self._end({**ended, **({} if code == 0 else _error("FileCreateFail", said.decode()))})
 
     def _in(self, instance: str, argv: list[str], data: bytes = b"") -> tuple[int, bytes]:
-        done = subprocess.run(
-            self.machines[instance](argv), input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
+        command = self.machines[instance](argv)
+        done = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         return done.returncode, done.stdout
 
     def _end(self, item: dict[str, Any]) -> Answer:

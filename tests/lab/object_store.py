@@ -89,6 +89,7 @@ class Faults:
     bytes_per_s: float | None = None
     busy: int = 0  # so many next requests are answered 503
     refuse_all: str | None = None  # with 403 and this code, as PublicEndpointForbidden
+    closed_to: tuple[str, str] | None = None  # access key; how buckets begin whose objects are forbidden to it
     damaged: set[str] = field(default_factory=set)  # keys sent with their first byte changed
     keys: set[str] = field(default_factory=set)
 

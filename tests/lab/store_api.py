@@ -79,6 +79,12 @@ class StoreApi(BaseHTTPRequestHandler):
             raise _Refused(403, error.code, str(error)) from None
         if faults.refuse_all is not None:
             raise _Refused(403, faults.refuse_all)
+        if faults.closed_to and self._key:
+            access_key, prefix = faults.closed_to
+            if who.access_key == access_key and self._bucket.startswith(prefix):
+                raise _Refused(
+                    403, "PublicEndpointForbidden", "The bucket you access does not belong to this endpoint."
+                )
         self._who = who
         digest = headers.get("x-amz-content-sha256", "")
         if len(digest) == 64 and digest != hashlib.sha256(body).hexdigest():
