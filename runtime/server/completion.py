@@ -18,7 +18,7 @@ from runtime.ipc import Output, Sampling, Submit
 from runtime.server.detokenizer import Detokenizer
 from runtime.server.engine_client import ClientGoneError, EngineClient, Inbox
 from runtime.server.errors import ApiError
-from runtime.server.generation import Generation, Piece
+from runtime.server.generation import Generation, Piece, joined
 from runtime.server.metrics import Metrics
 from runtime.server.output_parser import OutputParser
 from runtime.server.stop import StopMatcher
@@ -145,14 +145,16 @@ class CompletionResponse(Response):
         await send({"type": "http.response.body", "body": body})
 
     def _events(self, inbox: Inbox, outputs: Sequence[Output]) -> bytes:
-        """All events that these outputs bring, as one write."""
+        """All events that these outputs bring, as one write; steps that have piled up are one event of their choice."""
         events = b""
-        for output in outputs:
-            generation = self._generations[output.id]
-            if generation.finish_reason is not None:  # came before the engine knew of the stop string
-                continue
+        for name, steps in _by_request(outputs).items():
+            generation = self._generations[name]
             first = generation.completion_tokens == 0
-            piece = self._feed(inbox, generation, output)
+            # What came before the engine knew of the stop string is dropped.
+            pieces = [self._feed(inbox, generation, step) for step in steps if generation.finish_reason is None]
+            if not pieces:
+                continue
+            piece = joined(pieces)
             offset = generation.offset
             generation.offset += sum(len(entry.token) for entry in piece.logprobs)
             delta = Delta(
@@ -206,16 +208,23 @@ class CompletionResponse(Response):
         )
 
 
+def _by_request(outputs: Sequence[Output]) -> dict[str, list[Output]]:
+    found: dict[str, list[Output]] = {}
+    for output in outputs:
+        found.setdefault(output.id, []).append(output)
+    return found
+
+
 def _choice(generation: Generation, pieces: Sequence[Piece]) -> Choice:
-    entries = [entry for piece in pieces for entry in piece.logprobs]
+    whole = joined(pieces)
     return Choice(
         index=generation.index,
-        text="".join(piece.text for piece in pieces),
+        text=whole.text,
         finish_reason=generation.finish_reason or "stop",
-        logprobs=entries if generation.texts is not None else None,
+        logprobs=whole.logprobs if generation.texts is not None else None,
         echoed=len(generation.echo),
-        reasoning="".join(piece.reasoning for piece in pieces),
-        calls=[delta for piece in pieces for delta in piece.calls],
+        reasoning=whole.reasoning,
+        calls=whole.calls,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from runtime.ipc import Output
 from runtime.server.detokenizer import Detokenizer
@@ -13,8 +15,7 @@ from runtime.server.output_parser import CallDelta, OutputParser
 from runtime.server.stop import StopMatcher
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """What one output adds to a choice: text that may be shown, log-probabilities where they were asked for, and what a
     chat model's thoughts and calls came to."""
 
@@ -22,6 +23,24 @@ class Piece:
     logprobs: list[ChatLogprob]
     reasoning: str = ""
     calls: Sequence[CallDelta] = ()
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces of one choice in a row as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    calls: list[CallDelta] = []
+    for call in (call for piece in pieces for call in piece.calls):
+        if calls and calls[-1].index == call.index and call.id is None:
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + call.arguments)
+        else:
+            calls.append(call)
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        logprobs=[entry for piece in pieces for entry in piece.logprobs],
+        reasoning="".join(piece.reasoning for piece in pieces),
+        calls=calls,
+    )
 
 
 @dataclass(slots=True)

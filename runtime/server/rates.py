@@ -79,14 +79,17 @@ class Rates:
 
     def spend(self, key: ApiKey, completion_tokens: int) -> None:
         """Output tokens of a request that was admitted."""
-        account = self._account(key)
+        account = self.accounts[key.name]
         account.completion_tokens += completion_tokens
         if (bucket := account.buckets.get("tokens")) is not None:
+            bucket.refill(self._clock())
             bucket.level -= completion_tokens
 
     def _account(self, key: ApiKey) -> Account:
         now = self._clock()
-        account = self.accounts.setdefault(key.name, Account())
+        account = self.accounts.get(key.name)
+        if account is None:
+            account = self.accounts[key.name] = Account()
         for kind, limit in (("requests", key.rpm), ("tokens", key.tpm)):
             bucket = account.buckets.get(kind)
             if limit is None:
