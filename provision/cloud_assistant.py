@@ -35,6 +35,7 @@ COMMAND_S = 60  # after which the cloud ends a command
 LATE_S = 30.0  # until a command whose time is over counts as lost
 PAUSE_S = 0.5  # between two looks at a command
 START_PAUSE_S = 3.0  # between two looks at a machine that boots
+MOST_WORDS = 200  # of an error: the SDK's own hold the whole request
 TRIES = 5  # reads of an object that changes meanwhile
 MISSING = 44  # exit status of a command that finds no such object
 NONZERO = "ExitCodeNonzero"  # ErrorCode of a command that ran to its end
@@ -191,7 +192,9 @@ class AssistantMailbox:
                 raise BucketError(f"the machine is {state}", code=NOT_RUNNING) from error
             permission = f"; it needs {error.permission}" if error.meaning == "denied" else ""
             raise BucketError(
-                f"Cloud Assistant: {error}{permission}", code=error.code, transient=error.meaning == "throttled"
+                f"Cloud Assistant: {str(error)[:MOST_WORDS]}{permission}",
+                code=error.code,
+                transient=error.meaning == "throttled",
             ) from error
 
     def _state(self) -> str:
