@@ -137,9 +137,36 @@ def test_engine_model_and_ops_fit_in_one_head() -> None:
     assert sum(counts.values()) <= ENGINE_LINES, counts
 
 
-def test_nothing_unpickles_or_runs_code_from_a_model() -> None:
-    pattern = re.compile(r"\b(?:import|from)\s+(?:pickle|dill|cloudpickle|marshal)\b|\btorch\.load\b|trust_remote_code")
+FORBIDDEN_CODE = re.compile(
+    r"\b(?:import|from)\s+(?:pickle|dill|cloudpickle|jsonpickle|marshal|shelve|joblib)\b"
+    r"|\btorch\.load\b|\ballow_pickle\s*=\s*True|trust_remote_code|weights_only"
+    r"|\bshell\s*=\s*True|\bos\.(?:system|popen)\(|(?<![.\w])eval\(|\byaml\.(?:unsafe_)?load\("
+)
+
+
+def test_nothing_unpickles_runs_code_from_a_model_or_goes_through_a_shell() -> None:
+    others = [path for folder in ("bench", "templates", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
     found = [
-        f"{module}: {match.group()}" for module, path in MODULES.items() for match in pattern.finditer(path.read_text())
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in [*MODULES.values(), *others]
+        for match in FORBIDDEN_CODE.finditer(path.read_text())
     ]
     assert not found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from dill import loads",
+        "state = torch.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=flag)",
+        "subprocess.run(line, shell=True)",
+        "os.system(line)",
+        "eval(text)",
+        "yaml.load(text)",
+    ],
+)
+def test_the_search_for_such_code_would_find_it(line: str) -> None:
+    assert FORBIDDEN_CODE.search(line)
