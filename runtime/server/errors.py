@@ -138,7 +138,7 @@ def from_status(status: int, headers: Mapping[str, str] | None) -> ApiError:
     """What the framework itself refuses: unknown path, wrong method, a body that is no JSON."""
     messages = {
         400: "the body cannot be read as JSON",
-        404: "there is no such path; the API is under /v1",
+        404: "this path is not served here; /v1/chat/completions, /v1/completions and /v1/models are",
         405: "this path does not take this method",
     }
     kind = SERVER if status >= 500 else INVALID

@@ -264,10 +264,14 @@ _ContentGiven = str | list[TextPart] | None
 
 
 class CalledFunction(Body):
-    """Name and arguments (JSON text) of a call that an earlier answer made."""
+    """Name and arguments (JSON text) of a call that an earlier answer made.
+
+    `parsed_arguments`: what the openai package read in them; it sends it back with the answer, and it asks for nothing.
+    """
 
     name: str
     arguments: str
+    parsed_arguments: Any = None
 
 
 class ToolCall(Body):
@@ -280,7 +284,7 @@ class ToolCall(Body):
 
 
 class Message(Body):
-    """One turn of a chat."""
+    """One turn of a chat. `parsed`: what the openai package read in `content`, sent back with an answer."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[TextPart], BeforeValidator(_parts, json_schema_input_type=_ContentGiven)] = []
@@ -293,6 +297,7 @@ class Message(Body):
     refusal: Null = None
     audio: Null = None
     annotations: Empty = None
+    parsed: Any = None
 
     @model_validator(mode="after")
     def _belongs(self) -> Message:

@@ -194,5 +194,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestScheduler.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestScheduler.pytestmark = [pytest.mark.timeout(600)]  # type: ignore[attr-defined]  # for the search for a short failure

@@ -114,14 +114,14 @@ def streams(vocabulary: Vocabulary) -> st.SearchStrategy[list[int]]:
     return st.lists(anything | st.sampled_from(vocabulary.halves), max_size=24)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_the_streamed_text_of_any_tokens_is_their_whole_text(vocabulary: Vocabulary, data: st.DataObject) -> None:
     ids = data.draw(streams(vocabulary))
     assert "".join(vocabulary.stream(ids)) == vocabulary.whole(ids)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_only_the_beginning_of_one_character_is_ever_held_back(vocabulary: Vocabulary, data: st.DataObject) -> None:
     ids = data.draw(streams(vocabulary))
@@ -131,7 +131,7 @@ def test_only_the_beginning_of_one_character_is_ever_held_back(vocabulary: Vocab
         assert text in (whole, whole.removesuffix(BROKEN))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=TEXT)
 def test_a_text_streams_without_half_a_character(vocabulary: Vocabulary, text: str) -> None:
     pieces = vocabulary.stream(vocabulary.tokenizer.encode(text, add_special_tokens=False).ids)
@@ -139,7 +139,7 @@ def test_a_text_streams_without_half_a_character(vocabulary: Vocabulary, text: s
     assert "".join(pieces) == text
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_a_stop_string_ends_the_text_before_itself_whatever_the_steps(
     vocabulary: Vocabulary, data: st.DataObject
