@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 TOGETHER := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-all lint types bench gpu-check clean python env-up env-dev
+.PHONY: help up down test test-all lint types bench bench-streams chaos soak gpu-check clean python env-up env-dev
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -36,6 +36,15 @@ types: env-dev ## mypy, strict
 
 bench: env-dev ## this endpoint and vLLM side by side (see docs/benchmarks/README.md)
 	$(BIN)/python -m bench $(ARGS)
+
+bench-streams: env-dev ## 256 streams at once against this API server and vLLM's, engines without a model
+	$(BIN)/python -m bench.streams $(ARGS)
+
+chaos: env-dev ## two minutes of requests, disconnects, bad input and kills; every request must end well
+	$(BIN)/python -m tests.chaos --minutes 2 $(ARGS)
+
+soak: env-dev ## the same with 20,000 requests; writes its report to docs/benchmarks
+	$(BIN)/python -m tests.chaos --out docs/benchmarks $(ARGS)
 
 gpu-check: ## the tests that need an NVIDIA GPU; says so when there is none
 	@if nvidia-smi -L >/dev/null 2>&1; then \
