@@ -37,7 +37,7 @@ from provision.target import Access
 from provision.trust import pin_file
 
 SILENCE_LIMIT_S = 900.0  # a machine boots, installs a driver and boots again without a word
-FIXED = ("cloud", "region", "mailbox")
+FIXED = ("cloud", "region")
 
 
 def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up") -> None:
@@ -51,7 +51,7 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
     project = open_project_for(spec.cloud, yes=yes)
     target = existing(project, spec.name)
     old = target.spec() if target else None
-    spec = with_mailbox(with_caller(anchored(spec), old), old)
+    spec = with_mailbox(with_caller(anchored(spec), old), old, target)
     wait, running = spec.wait, is_running(target)
     differences: list[str] = []
     if running:
@@ -90,7 +90,7 @@ def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:
     project = open_project_for(spec.cloud, yes=False)
     known = existing(project, spec.name)
     old = known.spec() if known else None
-    spec = with_mailbox(with_caller(anchored(spec), old), old)
+    spec = with_mailbox(with_caller(anchored(spec), old), old, known)
     target = known or CloudTarget(project.open_or_create(spec.name))
     try:
         with target.stack.keeping_config():
@@ -137,11 +137,20 @@ def with_caller(spec: DeploymentSpec, old: DeploymentSpec | None) -> DeploymentS
     return spec.model_copy(update={"allowed_cidrs": (cidr,)})
 
 
-def with_mailbox(spec: DeploymentSpec, old: DeploymentSpec | None) -> DeploymentSpec:
-    """The spec with the mailbox that an earlier `up` has gone over to: the machine knows no other."""
-    if old is None or (spec.mailbox is not None and spec.mailbox != (old.mailbox or "bucket")):
+def with_mailbox(spec: DeploymentSpec, old: DeploymentSpec | None, target: CloudTarget | None) -> DeploymentSpec:
+    """The spec with the mailbox that an earlier `up` has gone over to. Raises UsageError for another one while there is
+    a machine: it was made with its mailbox, and knows no other."""
+    if old is None:
         return spec
-    return spec.model_copy(update={"mailbox": old.mailbox})
+    if spec.mailbox is None or spec.mailbox == (old.mailbox or "bucket"):
+        return spec.model_copy(update={"mailbox": old.mailbox})
+    if target is not None and target.exports.instance_id is not None:
+        raise UsageError(
+            f"mailbox cannot change while there is a machine of {spec.name}",
+            why=f"mailbox: {old.mailbox or 'bucket'} → {spec.mailbox}",
+            next_command=f"deployctl down {spec.name}, then deployctl up again",
+        )
+    return spec
 
 
 def describe_changes(old: DeploymentSpec | None, spec: DeploymentSpec) -> list[str]:
