@@ -7,11 +7,13 @@ every later `pulumi up` writes the same keys.json, from any laptop; the secrets 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from provision.errors import NotRunningError, UsageError
+from provision.host import HostTarget
 from provision.keys import DEFAULT_KEY, Keys, besides_default, digest, rotate
 from provision.local import LocalTarget
 from provision.state import LocalState, make_api_key
@@ -44,9 +46,11 @@ class KeyStore(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FolderKeys:
-    """On this machine. The server reads the file anew when it changes. The caller holds the deployment's lock."""
+    """On this machine, or the copy here of what a machine over SSH has. The server reads the file anew when it changes.
+    The caller holds the deployment's lock. `send`: gives the machine what is written here."""
 
     state: LocalState
+    send: Callable[[bytes], None] | None = None
 
     def read(self) -> Keys:
         """Of deployctl's own keys, the one whose secret is here: a rotation that was cut off may have left two."""
@@ -68,7 +72,10 @@ class FolderKeys:
         return secret
 
     def _put(self, keys: Keys) -> None:
-        self.state.mailbox.put(KEYS, encode(list(keys)))
+        data = encode(list(keys))
+        if self.send is not None:
+            self.send(data)
+        self.state.mailbox.put(KEYS, data)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,6 +125,8 @@ def key_store(target: Deployed, report: Report) -> KeyStore:
     """Where the keys of `target` are kept. `report` gets lines of progress."""
     if isinstance(target, LocalTarget):
         return FolderKeys(target.state)
+    if isinstance(target, HostTarget):
+        return FolderKeys(target.state, functools.partial(target.put, KEYS))
     from provision.cloud import CloudTarget
 
     if isinstance(target, CloudTarget):

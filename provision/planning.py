@@ -196,8 +196,6 @@ def alternatives(spec: DeploymentSpec, model: ModelSpec) -> tuple[Alternative, .
 def not_yet(spec: DeploymentSpec, plan: Plan) -> list[Problem]:
     """What can be planned but not started by this version."""
     found: list[Problem] = []
-    if spec.cloud == "host":
-        found.append(Problem("cloud", "starting deployments on machines over SSH is not yet supported", "aws"))
     if spec.is_cloud and spec.model_ref.kind == "demo":
         reason = "the demo is converted on this machine and not yet on a cloud"
         found.append(Problem("model", reason, "HuggingFaceTB/SmolLM2-135M-Instruct"))
@@ -362,8 +360,9 @@ def _disk_gib(spec: DeploymentSpec, model: ModelSpec, draft: _Draft) -> int:
     """Disk to buy, rounded up to 10 GiB; on this machine what is written, checked against free space."""
     free = draft.machine.free_disk_bytes
     if not spec.is_cloud:
-        fetched = 0 if spec.model_ref.kind == "folder" else sizing.checkpoint_bytes(model)
-        needed = int(fetched * 1.05) + LOCAL_SYSTEM_BYTES
+        here = spec.model_ref.kind == "folder" and spec.cloud == "local"  # to a host it is uploaded
+        fetched = 0 if here else sizing.checkpoint_bytes(model)
+        needed = int(fetched * 1.05) + (LOCAL_SYSTEM_BYTES if spec.cloud == "local" else host_system_bytes(draft))
         if free is not None and needed > free:
             draft.reasons.append(f"the disk has {_gib(free)} free, and weights and logs need {_gib(needed)}")
         return -(-needed // GIB)
@@ -373,6 +372,11 @@ def _disk_gib(spec: DeploymentSpec, model: ModelSpec, draft: _Draft) -> int:
     if spec.disk_gib < needed_gib:
         draft.reasons.append(f"disk_gib {spec.disk_gib}: system, runtime and weights need {needed_gib}")
     return spec.disk_gib
+
+
+def host_system_bytes(draft: _Draft) -> int:
+    """Environment, pip's cache and logs on a machine of the user's own: CUDA's libraries are most of it."""
+    return 20 * GIB if draft.machine.gpu is not None else 3 * GIB
 
 
 def _each(draft: _Draft) -> str:

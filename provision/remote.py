@@ -82,7 +82,7 @@ def connect(login: Login) -> Remote:
     check_key_file(login)
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(_pinned(login))
-    with _failures(login):
+    with failures(login):
         try:
             client.connect(
                 login.host,
@@ -227,7 +227,7 @@ class Remote:
 
     @contextmanager
     def _channel(self, command: str) -> Iterator[Channel]:
-        with _failures(self.login):
+        with failures(self.login):
             transport = self._client.get_transport()
             if transport is None or not transport.is_active():
                 raise EOFError("the connection is not open")
@@ -245,7 +245,7 @@ class Remote:
 
         if self._files is not None:
             return self._files
-        with _failures(self.login):
+        with failures(self.login):
             transport = self._client.get_transport()
             if transport is None:
                 raise EOFError("the connection is not open")
@@ -263,7 +263,7 @@ class Remote:
 
     def get(self, path: str) -> bytes | None:
         """A file's content, None when it is not there."""
-        with _failures(self.login):
+        with failures(self.login):
             try:
                 with self.files.open(path, "rb") as file:
                     file.prefetch()
@@ -294,14 +294,14 @@ class Remote:
 
     def names(self, folder: str) -> list[str]:
         """What lies in a folder; nothing where there is none."""
-        with _failures(self.login):
+        with failures(self.login):
             try:
                 return sorted(self.files.listdir(folder))
             except FileNotFoundError:
                 return []
 
     def remove(self, path: str) -> None:
-        with _failures(self.login), contextlib.suppress(FileNotFoundError):
+        with failures(self.login), contextlib.suppress(FileNotFoundError):
             self.files.remove(path)
 
     def upload(self, local: Path, path: str, report: Report | None = None, mode: int = 0o644) -> int:
@@ -356,7 +356,7 @@ class Remote:
         return size - start
 
     def _exists(self, path: str) -> bool:
-        with _failures(self.login):
+        with failures(self.login):
             try:
                 self.files.stat(path)
             except FileNotFoundError:
@@ -366,7 +366,7 @@ class Remote:
     @contextmanager
     def _writing(self, path: str, size: int) -> Iterator[None]:
         """SFTP has one code for every failure: a full disk is found by looking."""
-        with _failures(self.login):
+        with failures(self.login):
             try:
                 yield
             except OSError as error:
@@ -432,7 +432,7 @@ def _feed(channel: Channel, stdin: IO[bytes] | None) -> None:
 
 
 @contextmanager
-def _failures(login: Login) -> Iterator[None]:
+def failures(login: Login) -> Iterator[None]:
     """What paramiko and the system raise for a connection becomes one error."""
     import paramiko
 

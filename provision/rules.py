@@ -11,7 +11,7 @@ from provision.spec import DeploymentSpec, Problem, nearest
 CLOUD_ONLY = (
     "region", "zones", "instance_type", "egress", "allowed_cidrs", "vpc_id", "subnet_id",
     "security_group_id", "bandwidth_mbps", "image", "disk_gib", "spot", "capacity_reservation", "ttl",
-    "idle_stop", "tags", "weights_disk_gib", "runtime_wheel", "wait", "mailbox",
+    "idle_stop", "tags", "weights_disk_gib", "wait", "mailbox",
 )  # fmt: skip
 LOCAL_HAS_NOT = ("ssh_public_key", "domain", "tls_cert", "tls_key", "proxy", "pip_index")
 ANYWHERE = "0.0.0.0/0"
@@ -45,6 +45,12 @@ def _target(spec: DeploymentSpec) -> Iterator[Problem]:
                 yield _problem(name, f"needs cloud: aws or alicloud, and this is {spec.cloud}", None, "cloud")
         if spec.endpoint == "intranet":
             yield _problem("endpoint", f"intranet needs a cloud's VPC, and this is {spec.cloud}", "public", "cloud")
+    if spec.cloud == "host":
+        if spec.tls == "acme":
+            yield _problem("tls", "acme on a host is not yet supported", "pinned", "cloud")
+        if spec.ssh_public_key is not None:
+            reason = "is for machines that a cloud makes; --identity names the key that a host knows"
+            yield _problem("ssh_public_key", reason, None, "cloud")
     if spec.cloud == "local":
         for name in LOCAL_HAS_NOT:
             if name in changed and getattr(spec, name) != defaults[name]:
@@ -178,6 +184,9 @@ def _model(spec: DeploymentSpec) -> Iterator[Problem]:
     if kind == "folder" and spec.is_cloud:
         bucket = "s3://bucket/prefix" if spec.cloud == "aws" else "oss://bucket/prefix"
         yield _problem("model", "a folder of this machine cannot be seen from a cloud: upload it", bucket, "cloud")
+    if kind in ("s3", "oss") and spec.cloud == "host":
+        reason = "a host has no role that may read a bucket: name a hub's model, or a folder, which is uploaded"
+        yield _problem("model", reason, None, "cloud")
     if kind in ("hf", "modelscope") and spec.egress in ("bundle", "none"):
         bucket = "s3://bucket/prefix" if spec.cloud == "aws" else "oss://bucket/prefix"
         reason = (

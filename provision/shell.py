@@ -46,6 +46,7 @@ def shell_of(target: Deployed, identity: Path | None = None) -> Shell:
 
     Raises UsageError for a deployment on this machine, NotRunningError, CloudError, StateError.
     """
+    from provision.host import HostTarget
     from provision.local import LocalTarget
 
     if isinstance(target, LocalTarget):
@@ -56,6 +57,8 @@ def shell_of(target: Deployed, identity: Path | None = None) -> Shell:
         )
     from provision.cloud import CloudTarget
 
+    if isinstance(target, HostTarget):
+        return Shell(Direct(target.record.address), target.login(identity))
     if not isinstance(target, CloudTarget):
         raise UsageError(f"{target.name} has no machine that can be logged in to")
     return cloud_shell(target, identity)

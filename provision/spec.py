@@ -264,14 +264,15 @@ def json_schema() -> dict[str, Any]:
 
 def target_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults that depend on other values; a key that the user gave is not in the answer."""
-    cloud = data.get("cloud", "local")
-    found: dict[str, Any] = {}
+    # A machine that is named by its address is meant.
+    cloud = data.get("cloud") or ("host" if data.get("host") else "local")
+    found: dict[str, Any] = {"cloud": cloud} if cloud == "host" else {}
     if cloud in DEFAULT_REGION:
-        found = {"region": DEFAULT_REGION[cloud], "ttl": DEFAULT_TTL, "tls": "pinned"}
+        found |= {"region": DEFAULT_REGION[cloud], "ttl": DEFAULT_TTL, "tls": "pinned"}
         if data.get("endpoint") == "intranet":
             found["egress"] = "nat"
     elif cloud == "local":
-        found = {"tls": "off"}
+        found |= {"tls": "off"}
     return {key: value for key, value in found.items() if key not in data}
 
 

@@ -52,6 +52,7 @@ class Observation:
     instance_type: str | None = None
     instance_id: str | None = None
     expires_at: int | None = None
+    held_s: float | None = None  # how long requests waited when this release took over; None when none had to
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,13 @@ class LogQuery:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line of a unit's log. `at` is seconds since the epoch, None when the line carries no time."""
+    """One line of a unit's log. `at` is seconds since the epoch, None when the line carries no time. `priority` is the
+    journal's (3 = error, 4 = warning, 6 = info), None where nobody has said."""
 
     unit: str
     text: str
     at: float | None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Removal:
     port_free: bool
     state_left: str | None
     price_per_hour: float
+    kept: str | None = None  # what was asked to stay
 
     @property
     def is_clean(self) -> bool:

@@ -63,6 +63,11 @@ def stage0() -> str:
     return strip_source(_template("stage0.py"))
 
 
+def stage0_unit() -> str:
+    """The systemd unit that runs it."""
+    return _template("deployctl-stage0.service")
+
+
 def strip_source(source: str) -> str:
     """Python source, formatted with four spaces per level and no string over several lines but docstrings."""
     dropped = {

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,21 @@ from runtime.deployment import Struct
 Provider = Literal["aws", "alicloud"]
 Place = Literal["aws", "alicloud", "host"]  # "host": a machine of the user's own
 
+# Units whose lines are one log, by its name for people; on a local deployment they are files.
+LOG_UNITS: Mapping[str, tuple[str, ...]] = {
+    "agent": ("deployctl-agent.service",),
+    "server": ("deployctl-server.service", "caddy.service"),
+    "engine": ("deployctl-engine.service",),
+    "boot": (
+        "cloud-init-local.service",
+        "cloud-init-main.service",
+        "cloud-init-network.service",
+        "cloud-init.service",
+        "cloud-config.service",
+        "cloud-final.service",
+        "deployctl-stage0.service",
+    ),
+}
 VM_FILE = Path("/etc/deployctl/vm.json")
 STATE_DIR = Path("/var/lib/deployctl")
 SPOOL_DIR = STATE_DIR / "spool"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from provision.cli.names import NameArgument, NameOption, one_name
+from provision.cli.names import NameArgument, NameOption, one_name, target_of
 from provision.cli.output import JsonFlag, emit, emit_json, say
 from provision.errors import CloudError, LeftoverError, LockedError, NotFoundError, UsageError
 from provision.local import LocalTarget
@@ -28,7 +28,9 @@ def down(
     name_option: NameOption = None,
     all_: Annotated[bool, typer.Option("--all", help="All deployments.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Accepted for scripts; down never asks.")] = False,
-    keep_disk: Annotated[bool, typer.Option("--keep-disk", help="Keep a cloud's disk of weights; it bills.")] = False,
+    keep_disk: Annotated[
+        bool, typer.Option("--keep-disk", help="Keep a cloud's disk of weights (it bills), or a host's models.")
+    ] = False,
     cloud: Annotated[
         str | None, typer.Option(help="aws or alicloud: where to look when its state is lost.", show_default=False)
     ] = None,
@@ -74,17 +76,20 @@ def find_and_remove(
     states = list_states()
     if name is not None:
         target = None if open_state(name).exists() else clouds.find_cloud_target(name)
-        yield remove(open_state(name)) if target is None else target.remove(say, keep_disk=keep_disk)
+        if target is None:
+            yield remove(open_state(name), keep_disk=keep_disk)
+        else:
+            yield target.remove(say, keep_disk=keep_disk)
         return
     if all_:
-        yield from (remove(state) for state in states)
+        yield from (remove(state, keep_disk=keep_disk) for state in states)
         targets, problems = clouds.cloud_targets()
         yield from (target.remove(say, keep_disk=keep_disk) for target in targets)
         if problems:
             raise CloudError("not every deployment could be asked", why="\n".join(problems))
         return
     if states:
-        yield remove(choose_state(None))
+        yield remove(choose_state(None), keep_disk=keep_disk)
         return
     names = clouds.cloud_names()
     if len(names) > 1:
@@ -111,7 +116,7 @@ def remove_from_cloud(name: str, cloud: str, region: str, *, keep_disk: bool) ->
     return CloudRemoval(name, 0, sweep_away(cloud, region, name, say, keep_disk=keep_disk))
 
 
-def remove(state: LocalState) -> Removal:
+def remove(state: LocalState, *, keep_disk: bool = False) -> Removal:
     """Ends whatever works on the deployment, then the deployment."""
     if not state.root.exists():
         say(f"there is no deployment called {state.name}; looked for what may be left of one on this machine")
@@ -124,7 +129,8 @@ def remove(state: LocalState) -> Removal:
             say(f"ended `{holder.command}` (pid {holder.pid}), which worked on {state.name}")
         try:
             with locked(state, this_command()):
-                return LocalTarget(state).remove()
+                target = target_of(state)
+                return target.remove() if isinstance(target, LocalTarget) else target.remove(keep_disk=keep_disk)
         except LockedError as error:
             refused = error
     raise refused
@@ -164,7 +170,8 @@ def describe(removal: Removal) -> str:
         port = f", port {removal.port} {'free' if removal.port_free else 'NOT free'}"
     left = len(removal.processes_left)
     plural = "process" if left == 1 else "processes"
-    return f"{ended}{removal.name} is down: {left} {plural} left{port}, ${removal.price_per_hour:.2f}/h"
+    kept = f"\nkept: {removal.kept}" if removal.kept else ""
+    return f"{ended}{removal.name} is down: {left} {plural} left{port}, ${removal.price_per_hour:.2f}/h{kept}"
 
 
 def leftover(removal: Removal) -> LeftoverError:

@@ -121,13 +121,14 @@ def revoke_(
 @contextlib.contextmanager
 def changing(argument: str | None, option: str | None) -> Iterator[tuple[Deployed, KeyStore]]:
     """The deployment and its keys, with its lock held where it is on this machine; Pulumi has its own."""
+    from provision.host import HostTarget
     from provision.key_stores import key_store
     from provision.local import LocalTarget
     from provision.state import locked, this_command
 
     target = find_target(argument, option)
     with contextlib.ExitStack() as held:
-        if isinstance(target, LocalTarget):
+        if isinstance(target, LocalTarget | HostTarget):
             held.enter_context(locked(target.state, this_command()))
         yield target, key_store(target, say)
 

@@ -86,12 +86,12 @@ def watch(name: str | None) -> list[Watched]:
     """The named deployment, or all that have an endpoint. Raises NotFoundError when there is none."""
     if name is not None:
         return [_watched(find_target(name, None))]
-    from provision.local import LocalTarget
+    from provision.cli.names import target_of
 
     on_clouds, problems = cloud_targets()
     for problem in problems:
         say(f"not watched: {problem}")
-    targets: list[Deployed] = [*(LocalTarget(state) for state in list_states()), *on_clouds]
+    targets: list[Deployed] = [*(target_of(state) for state in list_states()), *on_clouds]
     found = []
     for target in targets:
         try:

@@ -9,7 +9,9 @@ import typer
 from provision.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from provision.host import HostTarget
     from provision.local import LocalTarget
+    from provision.state import LocalState
     from provision.target import Deployed
 
 
@@ -47,12 +49,11 @@ def find_target(argument: str | None, option: str | None) -> Deployed:
 
     Raises NotFoundError, UsageError, CloudError.
     """
-    from provision.local import LocalTarget
     from provision.state import choose_state, list_states, open_state
 
     name = one_name(argument, option)
     if list_states() if name is None else open_state(name).exists():
-        return LocalTarget(choose_state(name))
+        return target_of(choose_state(name))
     from provision.cli.clouds import cloud_names, find_cloud_target
 
     if name is None:
@@ -65,13 +66,21 @@ def find_target(argument: str | None, option: str | None) -> Deployed:
             )
         name = names[0] if names else None
     found = find_cloud_target(name) if name else None
-    return found if found is not None else LocalTarget(choose_state(name))
+    return found if found is not None else target_of(choose_state(name))
 
 
-def find_local_target(name: str) -> LocalTarget | None:
-    """The deployment of this name on this machine; None where there is none. Raises UsageError."""
+def target_of(state: LocalState) -> LocalTarget | HostTarget:
+    """The deployment of a state folder: on this machine, or on one over SSH."""
+    from provision.cli.output import say
+    from provision.host import HostTarget, is_host
     from provision.local import LocalTarget
+
+    return HostTarget(state, say) if is_host(state) else LocalTarget(state)
+
+
+def find_local_target(name: str) -> LocalTarget | HostTarget | None:
+    """The deployment of this name whose state is on this machine; None where there is none. Raises UsageError."""
     from provision.state import open_state
 
     state = open_state(name)
-    return LocalTarget(state) if state.exists() else None
+    return target_of(state) if state.exists() else None

@@ -8,7 +8,7 @@ import typer
 
 from provision.cli.output import JsonFlag, emit_json, say
 from provision.cli.spec_flags import Given, spec_options
-from provision.errors import NotYetError, PlanError
+from provision.errors import PlanError
 
 if TYPE_CHECKING:
     from provision.planning import Plan
@@ -39,7 +39,7 @@ def plan(given: Given, json: JsonFlag = False) -> None:
 def plan_for(spec: DeploymentSpec) -> Plan:
     """The plan with this machine's facts where the spec is local.
 
-    Raises PlanError when the model's shape cannot be read, NotYetError for hosts.
+    Raises PlanError when the model's shape cannot be read, ConnectionFailedError and UsageError for a host.
     """
     from provision.machine import detect_local
     from provision.model_source import model_spec_for
@@ -47,11 +47,9 @@ def plan_for(spec: DeploymentSpec) -> Plan:
     from provision.state import cache_root
 
     if spec.cloud == "host":
-        raise NotYetError(
-            f"{spec.host} cannot be planned yet",
-            why="machines over SSH are not looked at by this version",
-            next_command=f"deployctl plan --model {spec.model}",
-        )
+        from provision.cli.host_up import look_at_host, plan_on
+
+        return plan_on(spec, look_at_host(spec), running=False)
     return plan_deployment(spec, model_spec_for(spec), None if spec.is_cloud else detect_local(cache_root()))
 
 

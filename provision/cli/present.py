@@ -100,6 +100,30 @@ def cloud_ready_text(name: str, access: Access, pem: Path | None, seen: Observat
     )
 
 
+def host_ready_text(name: str, access: Access, pem: Path | None, machine: str) -> str:
+    """Endpoint, key, machine, snippets that pin the certificate; what to type next."""
+    trust = [f"  trust     {pem}"] if pem is not None else []
+    return "\n".join(
+        [
+            *access_lines(name, access),
+            f"  machine   {machine}",
+            *trust,
+            "",
+            "From the shell:",
+            _indent(snippet_curl(access, pem)),
+            "",
+            "From Python (pip install openai):",
+            _indent(snippet_python(access, pem)),
+            "",
+            f"  talk to it  deployctl chat --name {name}",
+            f'  for tools   eval "$(deployctl endpoint {name} --env)"',
+            f"  its logs    deployctl logs {name} -f",
+            f"  a shell     deployctl ssh {name}",
+            f"  end it      deployctl down {name}",
+        ]
+    )
+
+
 def machine_text(seen: Observation) -> str:
     """ "i-0a1b, g6.xlarge in us-east-1a"."""
     return f"{seen.instance_id}, {seen.instance_type} in {seen.zone or seen.region}"

@@ -7,8 +7,10 @@ import dataclasses
 import typer
 
 from provision.cli.clouds import cloud_targets
+from provision.cli.names import target_of
 from provision.cli.output import JsonFlag, emit, emit_json, say
 from provision.errors import DeployctlError
+from provision.host import HostTarget
 from provision.local import LocalTarget
 from provision.progress import format_seconds, progress_text
 from provision.state import list_states
@@ -22,7 +24,7 @@ COLUMNS = ("NAME", "TARGET", "STATE", "MODEL", "ENDPOINT", "AGE", "PRICE")
 def ps(json: JsonFlag = False) -> None:
     """List all deployments of this user, on this machine and on clouds, with state, endpoint, age and price."""
     on_clouds, problems = cloud_targets()
-    seen = [*(look(LocalTarget(state)) for state in list_states()), *(look(target) for target in on_clouds)]
+    seen = [*(look(target_of(state)) for state in list_states()), *(look(target) for target in on_clouds)]
     for problem in problems:
         say(f"not known: {problem}")
     if json:
@@ -36,7 +38,7 @@ def look(target: Deployed) -> Observation:
     try:
         return target.observe()
     except DeployctlError as error:
-        where = "local" if isinstance(target, LocalTarget) else "cloud"
+        where = "local" if isinstance(target, LocalTarget) else "host" if isinstance(target, HostTarget) else "cloud"
         return Observation(target.name, where, "failed", error=str(error), hint=error.next_command)
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provision.cli.doctor import explaining
 from provision.cli.names import NameArgument, find_target, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
 from provision.errors import NotRunningError
+from provision.host import HostTarget
 from provision.local import LocalTarget
 
 if TYPE_CHECKING:
@@ -36,6 +38,14 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
 
     flagged = given.flags.get("name")
     found = find_target(one_name(name_argument, flagged if isinstance(flagged, str) else None), None)
+    if isinstance(found, HostTarget):
+        from provision.cli.host_up import up_host
+
+        with locked(found.state, this_command()):
+            if found.observe().life == "stopped":
+                raise NotRunningError(f"{found.name} is not running", next_command=f"deployctl up --name {found.name}")
+            up_host(changed_spec(found, given), found.state, yes=yes, json=json, command="redeploy")
+        return
     if not isinstance(found, LocalTarget):
         from provision.cli.cloud_up import up_cloud
 
@@ -43,7 +53,7 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
         return
     target = found
     spec = changed_spec(target, given)
-    with locked(target.state, this_command()):
+    with locked(target.state, this_command()), explaining(target):
         seen = target.observe()
         if seen.life == "stopped" or seen.wanted_release is None:
             raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
@@ -56,7 +66,7 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
         finish(target, seen, text=text, took_s=time.monotonic() - began, json=json)
 
 
-def changed_spec(target: LocalTarget, given: Given) -> DeploymentSpec:
+def changed_spec(target: LocalTarget | HostTarget, given: Given) -> DeploymentSpec:
     """The stored spec with what the file and the flags say laid over it. Raises SpecError, StateError."""
     return laid_over(dict(target.state.spec_values() or {}), target.name, given)
 

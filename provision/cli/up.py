@@ -8,28 +8,42 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provision.cli.doctor import explaining
 from provision.cli.names import NameArgument, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
+from provision.cli.ssh import IdentityOption
 from provision.errors import UsageError
 
 if TYPE_CHECKING:
     from provision.spec import DeploymentSpec
+    from provision.state import LocalState
 
 app = typer.Typer(add_completion=False)
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+HostKeyOption = Annotated[
+    str | None,
+    typer.Option("--host-key", help="With --host: its host key or the key's fingerprint, SHA256:…", show_default=False),
+]
 
 
 @app.command()
 @spec_options
-def up(given: Given, name_argument: NameArgument = None, yes: YesFlag = False, json: JsonFlag = False) -> None:
+def up(
+    given: Given,
+    name_argument: NameArgument = None,
+    yes: YesFlag = False,
+    host_key: HostKeyOption = None,
+    identity: IdentityOption = None,
+    json: JsonFlag = False,
+) -> None:
     """Plan, start and prove a deployment; prints its endpoint and key.
 
     Safe to repeat: it takes up again what Ctrl-C left, says so when everything is up already, and changes a
     running deployment to what is asked for now, like redeploy. Without any option it takes up the existing
     deployment as it is.
     """
-    from provision.cli.deploy import change, finish, show_plan, start, wait_ready
+    from provision.cli.deploy import change, finish, start, wait_ready
     from provision.cli.present import ready_text
     from provision.local import LocalTarget
     from provision.state import locked, open_state, this_command
@@ -41,11 +55,17 @@ def up(given: Given, name_argument: NameArgument = None, yes: YesFlag = False, j
         refuse_local_name(spec)
         up_cloud(spec, yes=yes, json=json)
         return
-    if spec.cloud != "local":
-        show_plan(spec)
     refuse_cloud_name(spec)
-    target = LocalTarget(open_state(spec.name))
-    with locked(target.state, this_command()):
+    state = open_state(spec.name)
+    refuse_other_place(spec, state)
+    if spec.cloud == "host":
+        from provision.cli.host_up import up_host
+
+        with locked(state, this_command()):
+            up_host(spec, state, yes=yes, json=json, host_key=host_key, identity=identity)
+        return
+    target = LocalTarget(state)
+    with locked(target.state, this_command()), explaining(target):
         seen = target.observe()
         if seen.life == "failed":
             say(f"{spec.name} has failed ({seen.error}); it is started anew")
@@ -100,13 +120,26 @@ def cloud_spec(name: str | None) -> DeploymentSpec | None:
     return target.spec() if target else None
 
 
+def refuse_other_place(spec: DeploymentSpec, state: LocalState) -> None:
+    """Raises UsageError: a deployment does not move between this machine and another."""
+    from provision.host import is_host
+
+    there = "host" if is_host(state) else "local" if state.current() is not None else spec.cloud
+    if there != spec.cloud:
+        raise UsageError(
+            f"{spec.name} is a deployment on {'a machine over SSH' if there == 'host' else 'this machine'} already",
+            why=f"the options of this command say cloud: {spec.cloud}",
+            next_command=f"deployctl down {spec.name}, or another --name",
+        )
+
+
 def refuse_local_name(spec: DeploymentSpec) -> None:
     """Raises UsageError: one name means one deployment, wherever it lives."""
     from provision.cli.names import find_local_target
 
     if find_local_target(spec.name) is not None:
         raise UsageError(
-            f"{spec.name} is a deployment on this machine already",
+            f"{spec.name} is a deployment on this machine, or on one over SSH, already",
             next_command=f"deployctl down {spec.name}, or another --name",
         )
 

@@ -9,32 +9,18 @@ from __future__ import annotations
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
 from runtime.agent.logs import MAX_LINE, stamp
 from runtime.mailbox import LOGS, Mailbox
+from runtime.vm import LOG_UNITS
 
 MOST_BYTES = 256 * 1024  # per log
 FIRST_LINES = 3000  # of the journal, when the agent starts
 EVERY_S = 30.0
 TOOL_TIMEOUT_S = 20.0
-UNITS: Mapping[str, tuple[str, ...]] = {
-    "agent": ("deployctl-agent.service",),
-    "server": ("deployctl-server.service", "caddy.service"),
-    "engine": ("deployctl-engine.service",),
-    "boot": (
-        "cloud-init-local.service",
-        "cloud-init-main.service",
-        "cloud-init-network.service",
-        "cloud-init.service",
-        "cloud-config.service",
-        "cloud-final.service",
-        "deployctl-stage0.service",
-    ),
-}
-
 Run = Callable[[tuple[str, ...]], bytes]
 
 
@@ -102,7 +88,7 @@ class Uploads:
         self._mailbox = mailbox
         self._run = run
         self._clock = clock
-        self._logs = {name: Log() for name in UNITS}
+        self._logs = {name: Log() for name in LOG_UNITS}
         self._due_at = 0.0
 
     def hurry(self) -> None:
@@ -115,7 +101,7 @@ class Uploads:
             return
         self._due_at = now + EVERY_S
         for name, log in self._logs.items():
-            if log.feed(self._run(journal_argv(UNITS[name], log.cursor))):
+            if log.feed(self._run(journal_argv(LOG_UNITS[name], log.cursor))):
                 self._mailbox.put(f"{LOGS}{name}.log", log.content())
 
 

@@ -92,9 +92,9 @@ def test_a_wrong_spec_is_json_too(run: Run) -> None:
     assert "bfloat16" in error["why"]
 
 
-def test_a_host_is_not_yet_planned(run: Run) -> None:
-    found = run("plan", "--cloud", "host", "--host", "me@there")
-    assert found.exit_code == 5
+def test_a_host_that_does_not_answer_is_not_planned(run: Run) -> None:
+    found = run("plan", "--host", "me@127.0.0.1:1")
+    assert found.exit_code == 21
 
 
 def test_every_field_of_the_spec_has_its_flag(run: Run) -> None:

@@ -182,7 +182,7 @@ def test_a_wrong_value_is_refused_with_the_reason(values: dict[str, Any], path: 
         ({"tls": "pinned"}, "tls", "127.0.0.1"),
         ({"proxy": "http://p:1"}, "proxy", "local"),
         ({"cloud": "host"}, "host", "user@address"),
-        ({"host": "me@there"}, "host", "cloud: host"),
+        ({"cloud": "local", "host": "me@there"}, "host", "cloud: host"),
         ({**AWS, "region": "cn-beijing"}, "region", "region of alicloud"),
         ({**AWS, "instance_type": "ecs.gn7i-4x.16xlarge"}, "instance_type", "type of alicloud"),
         ({**INTRANET, "allowed_cidrs": "0.0.0.0/0"}, "allowed_cidrs", "intranet"),

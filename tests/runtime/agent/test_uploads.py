@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.agent.uploads import EVERY_S, UNITS, Log, Uploads, journal_argv
+from runtime.agent.uploads import EVERY_S, Log, Uploads, journal_argv
 from runtime.mailbox import FolderMailbox
+from runtime.vm import LOG_UNITS
 
 
 def entry(number: int, message: object) -> dict[str, object]:
@@ -79,7 +80,7 @@ def test_a_log_keeps_the_newest_lines_within_its_size() -> None:
 
 
 def test_boot_holds_cloud_init_and_stage_0() -> None:
-    assert {"cloud-final.service", "deployctl-stage0.service"} <= set(UNITS["boot"])
+    assert {"cloud-final.service", "deployctl-stage0.service"} <= set(LOG_UNITS["boot"])
 
 
 def test_a_log_that_has_not_grown_is_not_sent_again(mailbox: FolderMailbox) -> None:
@@ -90,7 +91,7 @@ def test_a_log_that_has_not_grown_is_not_sent_again(mailbox: FolderMailbox) -> N
     journal.now += EVERY_S
     uploads.upload()
     assert mailbox.get("status/logs/agent.log") is None
-    assert "--after-cursor=s=1;i=0" in journal.asked[-len(UNITS)]
+    assert "--after-cursor=s=1;i=0" in journal.asked[-len(LOG_UNITS)]
 
 
 def test_the_journal_is_read_every_half_minute_and_at_once_after_a_failure(mailbox: FolderMailbox) -> None:
@@ -99,7 +100,7 @@ def test_the_journal_is_read_every_half_minute_and_at_once_after_a_failure(mailb
     uploads.upload()
     journal.now += EVERY_S - 1
     uploads.upload()
-    assert len(journal.asked) == len(UNITS)
+    assert len(journal.asked) == len(LOG_UNITS)
     uploads.hurry()
     uploads.upload()
-    assert len(journal.asked) == 2 * len(UNITS)
+    assert len(journal.asked) == 2 * len(LOG_UNITS)

@@ -1,0 +1,439 @@
+"""The target `host`: a machine of the user's own, over SSH. The same phases, units and agent as on a cloud's VM.
+
+    this machine                                         the host (root by sudo)
+    state folder: spec, key, host.json, mailbox (copy) ─SFTP─► /var/lib/deployctl/spool/     the mailbox, a folder there
+                                                       ─SSH──► stage 0, systemd units        the wheel does the rest
+    status, identity, journal                          ◄─SSH── status/, journald
+
+What is sent is kept here too, so that a command that was cut off can be repeated, and so that most commands need no
+connection to know what was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from provision.backend import certificate_file
+from provision.errors import (
+    ConnectionFailedError,
+    FailedError,
+    NotRunningError,
+    RemoteError,
+    StateError,
+)
+from provision.journal import read_journal
+from provision.local import judge
+from provision.ssh import Login
+from provision.state import LocalState
+from provision.target import Access, LogLine, LogQuery, Observation, ProcessView, Removal
+from provision.trust import forget_files, pin_file
+from runtime.deployment import Struct, encode
+from runtime.mailbox import (
+    CURRENT,
+    IDENTITY,
+    STATUS,
+    Current,
+    Identity,
+    Status,
+    decode_current,
+    decode_identity,
+    decode_status,
+    write_atomic,
+)
+from runtime.vm import LOG_UNITS, SPOOL_DIR, VM_FILE, Vm
+
+if TYPE_CHECKING:
+    from provision.host_facts import HostFacts
+    from provision.remote import Remote
+    from provision.render import Order
+
+T = TypeVar("T")
+STAGE0 = "/etc/deployctl/stage0.py"
+STAGE0_UNIT = "deployctl-stage0.service"
+UNIT_DIR = "/etc/systemd/system"
+SHOWN_UNITS = ("agent", "server", "engine")
+PRICE_PER_HOUR = 0.0  # of deployctl's; what the machine itself costs is not known here
+RECONNECTS = 5  # of an upload, in a row without one more byte
+Report = Callable[[str], None]
+
+
+class HostRecord(Struct, frozen=True):
+    """`host.json`: the machine and who vouches for it. `identity`: a private key, None = the user's agent and keys."""
+
+    user: str
+    address: str
+    port: int
+    host_key: str
+    identity: str | None = None
+
+
+class HostTarget:
+    """One deployment on a machine over SSH. Methods raise ConnectionFailedError where they need the machine."""
+
+    def __init__(self, state: LocalState, report: Report = lambda _: None) -> None:
+        self.state = state
+        self.report = report
+        self._remote: Remote | None = None
+
+    @property
+    def name(self) -> str:
+        return self.state.name
+
+    @property
+    def record_file(self) -> Path:
+        return record_file(self.state)
+
+    @functools.cached_property
+    def record(self) -> HostRecord:
+        """Raises StateError."""
+        try:
+            return msgspec.json.decode(self.record_file.read_bytes(), type=HostRecord)
+        except (OSError, msgspec.DecodeError) as error:
+            raise StateError(
+                f"the state of deployment {self.name} is damaged",
+                why=f"{self.record_file}: {error}",
+                next_command=f"deployctl up --name {self.name} --host user@address",
+            ) from error
+
+    def write_record(self, record: HostRecord) -> None:
+        write_atomic(self.record_file, encode(record))
+        self.__dict__.pop("record", None)
+        self.close()
+
+    def login(self, identity: Path | None = None) -> Login:
+        record = self.record
+        key = identity or (Path(record.identity) if record.identity is not None else None)
+        login = Login(
+            name=self.name,
+            user=record.user,
+            host=record.address,
+            port=record.port,
+            host_key=record.host_key,
+            known_hosts=self.state.root / "known_hosts",
+            key=key,
+        )
+        if not login.known_hosts.exists() or login.known_hosts.read_text() != login.known_hosts_line:
+            write_atomic(login.known_hosts, login.known_hosts_line.encode())
+        return login
+
+    def remote(self) -> Remote:
+        """The open connection, opened anew when it broke."""
+        from provision.remote import connect
+
+        if self._remote is None or not self._remote.is_open:
+            self._remote = connect(self.login())
+        return self._remote
+
+    def close(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
+        self._remote = None
+
+    def facts(self) -> HostFacts:
+        """What the machine is. Raises PlanError, RemoteError (no sudo)."""
+        from provision.host_facts import parse_facts, probe_script
+
+        done = self.remote().do(["sh", "-s"], probe_script(), what="looking at the machine")
+        return parse_facts(done.text, self.record.address)
+
+    def get(self, key: str) -> bytes | None:
+        """An object of the machine's mailbox."""
+        return self.remote().get(f"{SPOOL_DIR}/{key}")
+
+    def put(self, key: str, data: bytes) -> None:
+        self.remote().put(f"{SPOOL_DIR}/{key}", data)
+
+    def start(self, order: Order) -> None:
+        """Sends the release, installs stage 0 and starts it."""
+        from provision.user_data import stage0, stage0_unit
+
+        facts = self.facts()
+        remote = self.remote()
+        remote.remove(f"{SPOOL_DIR}/{STATUS}")  # what an earlier life reported says nothing about this one
+        self._send(order)
+        vm = Vm(
+            name=self.name, provider="host", region="", bucket="", endpoint="", spool=str(SPOOL_DIR),
+            id=facts.instance_id,
+        )  # fmt: skip
+        remote.make_folder(f"{SPOOL_DIR}/status", 0o700)
+        remote.put(str(VM_FILE), msgspec.json.encode(vm), 0o644)
+        remote.put(STAGE0, stage0().encode() + b"\n", 0o644)
+        remote.put(f"{UNIT_DIR}/{STAGE0_UNIT}", stage0_unit().encode(), 0o644)
+        remote.do(["systemctl", "daemon-reload"], what="systemctl daemon-reload")
+        remote.do(["systemctl", "enable", "--quiet", STAGE0_UNIT], what="enabling stage 0")
+        remote.do(["systemctl", "restart", STAGE0_UNIT], what="starting stage 0")
+
+    def change(self, order: Order) -> None:
+        self._send(order)
+
+    def go_back(self, release: str) -> None:
+        """Makes an earlier release the wanted one, with the spec that it was made from."""
+        current = self.state.specs_dir / f"{release}.current.json"
+        if not current.exists():
+            raise StateError(f"release {release} of {self.name} is not known here", next_command="deployctl status")
+        spec = self.state.specs_dir / f"{release}.json"
+        if spec.exists():
+            write_atomic(self.state.spec_file, spec.read_bytes())
+        self.state.mailbox.put(CURRENT, current.read_bytes())
+        self.put(CURRENT, current.read_bytes())
+
+    def observe(self) -> Observation:
+        """A machine that cannot be reached is "unknown", never "stopped"."""
+        wanted, deployment = self.state.current(), self.state.deployment()
+        seen = Observation(
+            name=self.name,
+            target="host",
+            life="unknown",
+            model=deployment.model.served_name if deployment else None,
+            base_url=self.base_url(),
+            wanted_release=wanted.release if wanted else None,
+            price_per_hour=PRICE_PER_HOUR,
+        )
+        try:
+            return self._observed(seen)
+        except (ConnectionFailedError, RemoteError) as error:
+            # Connections break, and the next look opens another.
+            self.close()
+            hint = "the endpoint may serve all the same"
+            return dataclasses.replace(seen, error=f"{error}".replace("\n", "; "), hint=hint)
+
+    def _observed(self, seen: Observation) -> Observation:
+        from provision.waiting import with_status
+
+        status: Status | None = _decoded(self.get(STATUS), decode_status)
+        wanted: Current | None = _decoded(self.get(CURRENT), decode_current)
+        processes = self._processes()
+        alive = bool(processes) or self._is_active(STAGE0_UNIT)
+        seen = dataclasses.replace(seen, wanted_release=wanted.release if wanted else None, processes=processes)
+        if not alive or wanted is None:
+            return dataclasses.replace(seen, life="stopped", processes=())
+        seen = with_status(seen, status)
+        age = next((item.uptime_s for item in processes if item.unit == "agent"), None)
+        return dataclasses.replace(seen, life=judge(wanted.release, status, alive=True), age_s=age)
+
+    def _processes(self) -> tuple[ProcessView, ...]:
+        names = [f"deployctl-{unit}.service" for unit in SHOWN_UNITS]
+        fields = "--property=Id,MainPID,ActiveEnterTimestampMonotonic"
+        shown = self.remote().run(["sh", "-c", f"cat /proc/uptime; systemctl show {fields} {' '.join(names)}"])
+        return parse_units(shown.text)
+
+    def _is_active(self, unit: str) -> bool:
+        return self.remote().run(["systemctl", "is-active", "--quiet", unit]).code == 0
+
+    def base_url(self) -> str | None:
+        deployment = self.state.deployment()
+        if deployment is None:
+            return None
+        from provision.ssh import bracketed
+
+        scheme = "http" if deployment.listen.tls == "off" else "https"
+        host = deployment.listen.names[-1] if deployment.listen.tls == "own" else self.record.address
+        return f"{scheme}://{bracketed(host)}:{deployment.listen.port}/v1"
+
+    def certificate(self) -> str | None:
+        identity: Identity | None = _decoded(self.get(IDENTITY), decode_identity)
+        return identity.certificate if identity else None
+
+    def access(self) -> Access:
+        """Raises NotRunningError, CloudError where the machine, which has the certificate, cannot be asked."""
+        deployment, key, base_url = self.state.deployment(), self.state.api_key(), self.base_url()
+        if deployment is None or key is None or base_url is None:
+            raise not_up(self.name)
+        certificate = None
+        if deployment.listen.tls == "pinned":
+            try:
+                certificate = self.certificate()
+            except (ConnectionFailedError, RemoteError):
+                pem = certificate_file(self.name)
+                if not pem.is_file():
+                    raise
+                certificate = pem.read_text()
+            if certificate is None:
+                raise NotRunningError(
+                    f"{self.name} has not published its certificate yet",
+                    next_command=f"deployctl up --name {self.name}",
+                )
+            pin_file(self.name, certificate)
+        return Access(base_url, key, deployment.model.served_name, deployment.engine.max_model_len, certificate)
+
+    def logs(self, query: LogQuery) -> Iterator[LogLine]:
+        """The machine's journal. Raises RemoteError."""
+        from provision.remote import connect
+
+        known = tuple(unit for unit in query.units if unit in LOG_UNITS)
+        if query.units and not known:
+            return iter(())
+        asked = dataclasses.replace(query, units=known)
+        return read_journal(lambda: connect(self.login()), asked, _say)
+
+    def stop(self) -> None:
+        """Ends all units and keeps what lies on the machine, so that `start` may follow."""
+        units = [STAGE0_UNIT, "deployctl-agent.service", "deployctl.socket", "deployctl-server.service"]
+        self.remote().run(self.remote().as_root(["systemctl", "stop", *units, "deployctl-engine.service"]))
+
+    def remove(self, *, keep_disk: bool = False) -> Removal:
+        """Ends and deletes everything there, looks at what is left, and forgets the deployment here."""
+        from provision.host_facts import removal_script
+
+        port = deployment.listen.port if (deployment := self.state.deployment()) else None
+        facts = self.facts()
+        if facts.deployment not in (None, self.name):
+            lines: list[str] = []
+            self.report(f"{self.record.address} runs {facts.deployment}, not {self.name}: nothing is touched there")
+        else:
+            argv = ["sh", "-s", "--", "keep" if keep_disk else "all"]
+            lines = self.remote().do(argv, removal_script(), what="removing deployctl").text.splitlines()
+            facts = self.facts()
+        own = facts.deployment is None
+        proof = parse_removal(lines)
+        removal = Removal(
+            name=self.name,
+            ended=proof.ended,
+            processes_left=proof.processes_left,
+            port=port,
+            port_free=port is None or not own or port not in facts.listening,
+            state_left=", ".join(proof.files_left) or None,
+            price_per_hour=PRICE_PER_HOUR,
+            kept=proof.kept,
+        )
+        self.close()
+        if removal.is_clean:
+            forget_files(self.name)
+            with contextlib.suppress(FileNotFoundError):
+                self.state.remove()
+        return removal
+
+    def _send(self, order: Order) -> None:
+        """`current.json` comes last, there and here: until then either side sees the old release, whole."""
+        self.state.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.state.write_api_key(order.api_key)
+        if order.wheel is not None:
+            self.upload(order.wheel.path, f"{SPOOL_DIR}/{order.wheel.key}")
+        for key, data in order.objects:
+            self.put(key, data)
+        specs = self.state.specs_dir
+        write_atomic(specs / f"{order.release}.json", order.spec)
+        write_atomic(specs / f"{order.release}.current.json", dict(order.objects)[CURRENT])
+        for key, data in order.objects:
+            if not key.startswith("secrets/"):
+                self.state.mailbox.put(key, data)
+        write_atomic(self.state.spec_file, order.spec)
+
+    def upload(self, local: Path, path: str) -> None:
+        """A file of any size; a connection that breaks is opened again while each brings more bytes."""
+        failures, most = 0, -1
+
+        def saw(at: int, size: int) -> None:
+            nonlocal failures, most
+            if at > most:
+                failures, most = 0, at
+
+        while True:
+            try:
+                self.remote().upload(local, path, saw)
+                return
+            except ConnectionFailedError as error:
+                failures += 1
+                if failures >= RECONNECTS:
+                    raise
+                self.report(f"  the connection broke ({(error.why or '').splitlines()[0]}); {local.name} goes on")
+                self.close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Proof:
+    """What the removal script has seen."""
+
+    ended: tuple[str, ...]
+    processes_left: tuple[str, ...]
+    files_left: tuple[str, ...]
+    kept: str | None
+
+
+def parse_removal(lines: list[str]) -> Proof:
+    """Lines of templates/host-remove.sh."""
+
+    def of(kind: str) -> list[str]:
+        return [line.removeprefix(kind) for line in lines if line.startswith(kind)]
+
+    kept = [f"{path} ({int(size) / 2**30:.1f} GiB)" for size, _, path in (text.partition(" ") for text in of("kept "))]
+    return Proof(
+        ended=tuple(_process(text) for text in of("ended ")),
+        processes_left=tuple(_process(text) for text in of("left process ")),
+        files_left=tuple(of("left file ")),
+        kept=", ".join(kept) or None,
+    )
+
+
+def _process(text: str) -> str:
+    """ "12 /var/lib/…/deployctl-runtime engine --release …" → "engine (pid 12)"."""
+    pid, _, words = text.partition(" ")
+    name = words.partition("deployctl-runtime ")[2].partition(" ")[0]
+    if not name:
+        name = "stage 0" if STAGE0 in words else " ".join(words.split()[:3])
+    return f"{name} (pid {pid})"
+
+
+def parse_units(text: str) -> tuple[ProcessView, ...]:
+    """Running units of `systemctl show` after a line of /proc/uptime."""
+    first, _, rest = text.partition("\n")
+    try:
+        uptime = float(first.split()[0])
+    except (IndexError, ValueError):
+        return ()
+    found = []
+    for block in rest.split("\n\n"):
+        values = dict(line.partition("=")[::2] for line in block.splitlines())
+        pid, name = values.get("MainPID", "0"), values.get("Id", "")
+        if not pid.isdigit() or pid == "0":
+            continue
+        entered = values.get("ActiveEnterTimestampMonotonic", "")
+        seconds = uptime - int(entered) / 1e6 if entered.isdigit() and entered != "0" else None
+        unit = name.removeprefix("deployctl-").removesuffix(".service")
+        found.append(ProcessView(unit, int(pid), max(0.0, seconds) if seconds is not None else None))
+    return tuple(found)
+
+
+def record_file(state: LocalState) -> Path:
+    return state.root / "host.json"
+
+
+def is_host(state: LocalState) -> bool:
+    """Whether a state folder is that of a deployment on a machine over SSH."""
+    return record_file(state).exists()
+
+
+def failure_of(target: HostTarget, seen: Observation) -> FailedError:
+    """The error of a failed deployment: what the machine reported."""
+    unit = "engine" if seen.phase in ("load", "serve", "ready") else "agent"
+    phase = f" in phase {seen.phase}" if seen.phase else ""
+    return FailedError(
+        f"{seen.name} failed{phase}: {seen.error}",
+        why=seen.hint,
+        next_command=f"deployctl logs {seen.name} --{unit}",
+    )
+
+
+def not_up(name: str) -> NotRunningError:
+    return NotRunningError(f"{name} is not running", next_command=f"deployctl up --name {name}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _decoded(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
+    if data is None:
+        return None
+    try:
+        return decode(data)
+    except msgspec.DecodeError:
+        return None
