@@ -25,12 +25,14 @@ from runtime.mailbox import (
     CURRENT,
     IDENTITY,
     KEYS,
+    LIFE,
     LOGS,
     STATUS,
     BucketMailbox,
     Identity,
     Status,
     decode_current,
+    decode_life,
     encode_status,
 )
 
@@ -49,6 +51,7 @@ class ScriptedMachine(threading.Thread):
         self._over = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self._served: str | None = None
+        self._woken_at: int | None = None
         self.bad_lengths: set[int] = set()  # a max_model_len that this machine cannot load
         self.requests: list[str] = []
 
@@ -56,6 +59,15 @@ class ScriptedMachine(threading.Thread):
         while not self._over.wait(POLL_S):
             if found := self._find():
                 self._look(*found)
+
+    def fall_asleep(self) -> None:
+        """What a machine says last before it stops itself because nobody asks it anything."""
+        found = self._find()
+        assert found is not None
+        assert self._served is not None
+        instance, mailbox = found
+        hint = "deployctl wake chat"
+        self._report(mailbox, instance, self._served, "stopped", error="no request for 30 min", hint=hint)
 
     def end(self) -> None:
         self._over.set()
@@ -67,7 +79,13 @@ class ScriptedMachine(threading.Thread):
     def _look(self, instance: str, mailbox: BucketMailbox) -> None:
         data, keys = mailbox.get(CURRENT), mailbox.get(KEYS)
         current = decode_current(data) if data else None
-        if current is None or keys is None or current.release == self._served:
+        if current is None or keys is None:
+            return
+        woken_at = decode_life(mailbox.get(LIFE) or b"{}").woken_at
+        if self._served is not None and woken_at != self._woken_at:
+            self._report(mailbox, instance, self._served, "ready")
+        self._woken_at = woken_at
+        if current.release == self._served:
             return
         deployment = decode_deployment(mailbox.get(current.deployment) or b"")
         if deployment.engine.max_model_len in self.bad_lengths:

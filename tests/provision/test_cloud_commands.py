@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from provision.errors import NotFoundError, RolledBackError
+from provision.errors import NotFoundError, NotRunningError, RolledBackError
 from tests.lab.laptop import AWS_REGION, MODEL, AwsLaptop, aws_laptop
 from tests.lab.scripted_machine import ScriptedMachine, free_port, playing
 
@@ -182,6 +182,45 @@ def test_a_release_that_fails_is_taken_back_and_the_stack_asks_for_what_serves(j
     assert "it does not fit" in done.stderr
     config = (journey.laptop.home / "state/deployctl/.pulumi/project/Pulumi.chat.yaml").read_text()
     assert "max_model_len: '4096'" in config
+
+
+def test_extend_moves_the_end_of_the_same_machine(journey: Journey) -> None:
+    before = answer(journey.up)["expires_at"]
+    found = answer(journey.laptop.run("extend", "chat", "2h", "--json"))
+    assert found["expires_at"] == before + 7200
+    (machine,) = journey.laptop.machines("chat")
+    assert machine["InstanceId"] == answer(journey.up)["instance_id"]
+
+
+def test_a_stop_says_what_still_bills_and_wake_brings_the_same_endpoint_back(journey: Journey) -> None:
+    stopped = journey.laptop.run("stop", "chat", "--yes")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "computing is not billed" in stopped.stdout
+    assert "disk" in stopped.stdout
+    assert "public address" in stopped.stdout
+    (machine,) = journey.laptop.machines("chat")
+    assert machine["State"]["Name"] == "stopped"
+    status = journey.laptop.run("status", "chat")
+    assert status.returncode == NotRunningError.exit_code
+    assert "deployctl wake chat" in status.stdout
+
+    woken = answer(journey.laptop.run("wake", "chat", "--yes", "--json"))
+    assert (woken["life"], woken["answer"]) == ("ready", "Paris.")
+    assert woken["base_url"] == answer(journey.up)["base_url"]
+    (machine,) = journey.laptop.machines("chat")
+    assert machine["State"]["Name"] == "running"
+
+
+@pytest.mark.slow
+def test_a_machine_that_stopped_itself_is_woken_too(journey: Journey) -> None:
+    (machine,) = journey.laptop.machines("chat")
+    journey.machine.fall_asleep()
+    journey.laptop.ec2.stop_instances(InstanceIds=[machine["InstanceId"]])
+    status = journey.laptop.run("status", "chat")
+    assert "no request for 30 min" in status.stdout
+    assert answer(journey.laptop.run("wake", "chat", "--yes", "--json"))["life"] == "ready"
+    (machine,) = journey.laptop.machines("chat")
+    assert machine["State"]["Name"] == "running"
 
 
 def test_a_name_is_one_deployment_wherever_it_lives(journey: Journey) -> None:

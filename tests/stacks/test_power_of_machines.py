@@ -36,19 +36,28 @@ def test_on_aws_a_stop_switches_off_the_machine_and_touches_nothing_else(aws: Aw
     before = aws.up().values
     aws.configure(stopped="true")
     after = aws.up()
-    assert changed(after) == ["chat-power"]
+    assert changed(after) == ["chat-stop"]
     assert aws.instance()["State"]["Name"] == "stopped"
     assert after.values["stopped"] is True
     assert after.values["public_ip"] == before["public_ip"]
 
     aws.configure(stopped="", woken_at=WOKEN_AT)
     woken = aws.up()
-    assert changed(woken) == ["chat-life", "chat-power"]
+    assert changed(woken) == ["chat-life", "chat-stop", f"chat-wake-{WOKEN_AT}"]
     assert aws.instance()["State"]["Name"] == "running"
     assert woken.values["instance_id"] == before["instance_id"]
     life = decode_life(aws.objects(woken.values["mailbox"])["release/life.json"])
     assert life.woken_at == int(WOKEN_AT)
     aws.destroy()
+
+
+def test_on_aws_a_machine_that_stopped_itself_is_woken_each_time(aws: AwsStack) -> None:
+    aws.up()
+    for woken_at in ("1790000000", "1790003600"):
+        aws.ec2.stop_instances(InstanceIds=[aws.instance()["InstanceId"]])
+        aws.configure(woken_at=woken_at)
+        aws.up()
+        assert aws.instance()["State"]["Name"] == "running"
 
 
 def test_on_alibaba_cloud_a_stop_ends_the_charging_of_the_machine(alicloud: AlicloudStack) -> None:
