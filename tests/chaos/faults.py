@@ -40,6 +40,7 @@ FAULTS = (
     Fault("out of memory in a step", "engine", signal.SIGUSR2, deadline_s=None),
     # The agent stops a unit that hangs, which is no exit of its own.
     Fault("SIGSTOP of the engine", "engine", signal.SIGSTOP, ends=False, deadline_s=HANG_DEADLINE_S),
+    # Its own watchdog may end it when it goes on inside a step that took too long.
     Fault("the engine pauses for 8 s", "engine", signal.SIGSTOP, ends=False, resumes=True, deadline_s=HANG_DEADLINE_S),
     Fault("kill -9 of the server", "server", signal.SIGKILL),
     Fault("SIGTERM of the server", "server", signal.SIGTERM, deadline_s=None),
@@ -126,7 +127,7 @@ async def strike(machine: Machine, gate: Gate, windows: Sequence[Window], open_n
         before = await asyncio.to_thread(machine.pid, fault.unit)
         window.open_requests = open_now()
         window.began = time.monotonic()
-        await asyncio.to_thread(machine.signal, fault.unit, fault.number, ends=fault.ends)
+        await asyncio.to_thread(machine.signal, fault.unit, fault.number, ends=fault.ends, may_end=fault.resumes)
         await gate.happened()
         await _until_well(machine, window, before)
         await asyncio.sleep(max(0.0, APART_S - (time.monotonic() - window.began)))

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.machine import Machine as Hardware
-from tests.chaos.soak import Found, Options, Sample, slope
+from tests.chaos.soak import Found, Options, Sample, growth, memory_of
 
 
 def summary(found: Found, options: Options, hardware: Hardware) -> str:
@@ -100,15 +100,25 @@ def _faults(found: Found) -> str:
 
 
 def _memory(samples: list[Sample]) -> str:
-    if len(samples) < 3:
+    if len(samples) < 8:
         return "Too short to say."
-    warm = samples[len(samples) // 4 :]
-    rows = []
-    for name, values in (("server", [s.server_mib for s in warm]), ("engine", [s.engine_mib for s in warm])):
-        change = f"{slope(warm, values):+.2f} MiB"
-        rows.append([name, f"{values[0]:.1f} MiB", f"{values[-1]:.1f} MiB", f"{max(values):.1f} MiB", change])
-    span = f"{warm[-1].requests - warm[0].requests:,} requests, after a quarter as warm-up:"
-    return span + "\n\n" + _table(["process", "begin", "end", "highest", "per 1,000 requests"], rows)
+    asked = samples[-1].requests - samples[len(samples) // 4].requests
+    rows = [
+        [
+            name,
+            f"{values[0]:.1f} MiB",
+            f"{values[-1]:.1f} MiB",
+            f"{max(values):.1f} MiB",
+            f"{growth(values):+.2f} MiB",
+            f"{growth(values) * 1500 / asked:+.2f} MiB",
+        ]
+        for name, values in memory_of(samples).items()
+    ]
+    head = ["process", "begin", "end", "highest", "growth", "slope per 1,000 requests"]
+    return (
+        f"{asked:,} requests without faults, after a quarter as warm-up. `growth`: from the median of the first third to "
+        "that of the last, which lie two thirds of the requests apart.\n\n" + _table(head, rows)
+    )
 
 
 def _seconds(value: float | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +24,8 @@ STORM_SHARE = 0.6  # of the requests; the rest runs without faults
 BACK_OFF_S = 0.5  # of a client that was told to come again later
 IDLE_S = 10.0  # until all gauges must read 0 once nobody asks
 SAMPLE_S = 1.0
+MOST_GROWTH_MIB = 16.0  # of a process over the steady stretch
+SAY_EVERY = 1000  # requests
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "open_requests")
 
 
@@ -124,6 +128,8 @@ class Soak:
             for number in left:
                 if time.monotonic() > self._deadline:
                     return
+                if number % SAY_EVERY == 0:
+                    print(f"request {number}, {len(self.found.wrong)} wrong", file=sys.stderr, flush=True)
                 await gate.enter(number)
                 await self._ask(ask_of(self._options.seed, number))
 
@@ -197,7 +203,7 @@ class Soak:
         for unit, exits in self._machine.unordered_exits().items():
             if exits:
                 tail = self._machine.log(unit)[-1500:]
-                self.found.wrong.append(Wrong(-1, unit, f"{exits} exits that nobody asked for; its log: {tail}"))
+                self.found.wrong.append(Wrong(-1, unit, f"{exits} exits more than were asked for; its log: {tail}"))
         log = self._machine.log("server")
         if (at := log.find("Traceback")) >= 0:
             self.found.wrong.append(Wrong(-1, "server", f"a traceback in its log: {log[at : at + 6000]}"))
@@ -208,17 +214,22 @@ class Soak:
                 self.found.wrong.append(Wrong(window.at_number, window.fault.name, what))
             if window.ready_after_s is None and self._options.minutes is None:
                 self.found.wrong.append(Wrong(window.at_number, window.fault.name, "it did not happen"))
+        for name, values in memory_of(self.found.steady).items():
+            if values and growth(values) > MOST_GROWTH_MIB:
+                self.found.wrong.append(Wrong(-1, name, f"its memory has grown by {growth(values):.1f} MiB"))
         gauges = self._machine.gauges()
         self.found.preemptions = int(gauges.get("deployctl_num_preemptions_total", 0))
         self.found.prefix_hits = int(gauges.get("deployctl_prefix_cache_hits_total", 0))
         self.found.tokens = int(gauges.get("deployctl_generation_tokens_total", 0))
 
 
-def slope(samples: Sequence[Sample], values: Sequence[float]) -> float:
-    """MiB per 1,000 requests: least squares over the samples; 0 where there are too few."""
-    if len(samples) < 3:
-        return 0.0
-    xs = [sample.requests / 1000 for sample in samples]
-    mean_x, mean_y = sum(xs) / len(xs), sum(values) / len(values)
-    spread = sum((x - mean_x) ** 2 for x in xs)
-    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, values, strict=True)) / spread if spread else 0.0
+def memory_of(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """MiB of each process after the first quarter of the samples, which is warm-up."""
+    warm = samples[len(samples) // 4 :]
+    return {"server": [sample.server_mib for sample in warm], "engine": [sample.engine_mib for sample in warm]}
+
+
+def growth(values: Sequence[float]) -> float:
+    """MiB between the medians of the first and the last third: one large body that is under way is no growth."""
+    third = max(1, len(values) // 3)
+    return statistics.median(values[-third:]) - statistics.median(values[:third])
