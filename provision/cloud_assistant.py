@@ -100,6 +100,14 @@ class AssistantMailbox:
             self._wait_sent(invocation)
         self._expect_success(self._run(join_script(self._folder, key, digest, len(sent))), f"writing {key}")
 
+    def copy(self, source: str, target: str) -> None:
+        """On the machine itself; nothing where there is no `source`."""
+        check_key(source)
+        check_key(target)
+        done = self._run(copy_script(self._folder, source, target))
+        if done.code != MISSING:
+            self._expect_success(done, f"copying {source}")
+
     def keys(self, prefix: str) -> list[str]:
         done = self._run(list_script(self._folder))
         self._expect_success(done, "listing the mailbox")
@@ -246,6 +254,22 @@ def join_script(folder: Path, key: str, digest: str, count: int) -> str:
             "sync whole",
             f"mv whole {shlex.quote(str(target))}",
             f"cd / && rm -rf {shlex.quote(str(parts_folder(folder, digest)))}",
+        ]
+    )
+
+
+def copy_script(folder: Path, source: str, target: str) -> str:
+    place = PurePosixPath(target)
+    return "\n".join(
+        [
+            "set -e",
+            "umask 077",
+            f"cd {shlex.quote(str(folder))} 2>/dev/null || exit {MISSING}",
+            f"test -f {shlex.quote(source)} || exit {MISSING}",
+            f"mkdir -p .parts {shlex.quote(str(place.parent))}",
+            f"cp {shlex.quote(source)} .parts/copy",
+            "sync .parts/copy",
+            f"mv .parts/copy {shlex.quote(target)}",
         ]
     )
 

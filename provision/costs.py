@@ -92,7 +92,8 @@ def residual_items(spec: DeploymentSpec, disk_gib: int, *, stopped: bool) -> tup
         items.append(_address(spec, used=False))
     elif spec.egress == "nat" and spec.vpc_id is None:
         items.append(_way_out(spec))
-    items.append(CostItem("mailbox bucket", BUCKET_USD_PER_HOUR, "a few megabytes, estimate"))
+    if spec.mailbox != "cloud_assistant":
+        items.append(CostItem("mailbox bucket", BUCKET_USD_PER_HOUR, "a few megabytes, estimate"))
     return tuple(items)
 
 

@@ -7,6 +7,7 @@ outside. It is the stack's output `mailbox`, so that every command works from an
 from __future__ import annotations
 
 import os
+from typing import Protocol, runtime_checkable
 
 from runtime.bucket import open_bucket
 from runtime.mailbox import BucketMailbox, Mailbox
@@ -34,6 +35,21 @@ def open_mailbox(provider: Provider, region: str, address: str, store: str | Non
     from provision.sweep.alicloud_client import AlicloudClient
 
     return AssistantMailbox(AlicloudClient(region, os.environ), address.removeprefix(SCHEME))
+
+
+@runtime_checkable
+class Copies(Protocol):
+    """A mailbox that copies objects where they lie."""
+
+    def copy(self, source: str, target: str) -> None: ...
+
+
+def copy_object(mailbox: Mailbox, source: str, target: str) -> None:
+    """Nothing where there is no `source`. Raises BucketError."""
+    if isinstance(mailbox, Copies):
+        mailbox.copy(source, target)
+    elif (data := mailbox.get(source)) is not None:
+        mailbox.put(target, data)
 
 
 def poll_s(address: str | None) -> float:

@@ -13,7 +13,7 @@ import pytest
 from provision.automation import CloudStack
 from provision.cloud import CloudTarget
 from provision.cloud_assistant import SENT_BYTES, SHOWN_BYTES, AssistantMailbox
-from provision.mailboxes import NOT_RUNNING, spool_address
+from provision.mailboxes import NOT_RUNNING, copy_object, spool_address
 from provision.rollout import config_values
 from provision.spec import parse
 from provision.sweep.alicloud_client import AlicloudClient
@@ -75,6 +75,15 @@ def test_a_missing_object_is_none_before_and_after_the_machine_has_a_mailbox(
     assert mailbox.get(STATUS) is None
     spool.put(IDENTITY, b"{}")
     assert mailbox.get(STATUS) is None
+
+
+def test_a_copy_is_made_on_the_machine(mailbox: AssistantMailbox, spool: FolderMailbox, api: AlicloudApi) -> None:
+    copy_object(mailbox, "release/r1/x.whl", "history/0/x.whl")
+    assert spool.get("history/0/x.whl") is None
+    spool.put("release/r1/x.whl", b"wheel")
+    copy_object(mailbox, "release/r1/x.whl", "history/0/x.whl")
+    assert spool.get("history/0/x.whl") == spool.get("release/r1/x.whl") == b"wheel"
+    assert not api.assistant.sent
 
 
 def test_keys_are_listed_below_a_prefix_and_parts_are_not_among_them(
