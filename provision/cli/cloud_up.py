@@ -14,6 +14,7 @@ from provision.caller import caller_cidr
 from provision.cli.ask import confirm
 from provision.cli.clouds import open_project_for
 from provision.cli.deploy import prove, show_plan
+from provision.cli.doctor import explaining
 from provision.cli.output import emit, emit_json, say
 from provision.cli.present import cloud_ready_text
 from provision.cloud import CloudTarget, failure_of
@@ -65,7 +66,8 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
     target = target or CloudTarget(project.open_or_create(spec.name))
     began = time.monotonic()
     try:
-        result = bring_up(target, spec, decide(spec, target, time.time()), say)
+        with explaining(target):
+            result = bring_up(target, spec, decide(spec, target, time.time()), say)
     except KeyboardInterrupt:
         raise StoppedError(
             "stopped by Ctrl-C while the cloud was changed",
@@ -75,7 +77,8 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
     if running and result.is_same:
         say(f"{spec.name} is as asked; nothing changed")
     if wait:
-        finish_cloud(target, spec, old if running else None, began=began, json=json)
+        with explaining(target):
+            finish_cloud(target, spec, old if running else None, began=began, json=json)
     elif json:
         emit_json(dataclasses.asdict(target.observe()))
     else:

@@ -11,7 +11,14 @@ import typer
 
 from provision.cli.names import NameArgument, NameOption, find_target
 from provision.cli.output import JsonFlag, emit, emit_json, say
-from provision.errors import DeployctlError, FailedError
+from provision.errors import (
+    CapacityError,
+    CloudError,
+    DeployctlError,
+    EndpointError,
+    FailedError,
+    RolledBackError,
+)
 
 if TYPE_CHECKING:
     from provision.doctor.evidence import Evidence
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from provision.target import Deployed
 
 app = typer.Typer(add_completion=False)
+EXPLAINED = (FailedError, RolledBackError, EndpointError, CloudError, CapacityError)  # what happened to a deployment
 
 
 @app.command()
@@ -64,10 +72,10 @@ def describe(evidence: Evidence, findings: tuple[Finding, ...]) -> list[str]:
 
 @contextmanager
 def explaining(target: Deployed) -> Iterator[None]:
-    """Says what the doctor makes of an error that ends a command, before the error itself is shown."""
+    """Says what the doctor makes of a failure that ends a command, before the failure itself is shown."""
     try:
         yield
-    except DeployctlError as error:
+    except EXPLAINED as error:
         from provision.doctor.collect import top_finding
 
         try:
@@ -75,5 +83,6 @@ def explaining(target: Deployed) -> Iterator[None]:
         except (DeployctlError, OSError):
             found = None  # the error itself is what must be told
         if found is not None:
-            say(f"doctor: {found}")
+            say(f"doctor: {found.cause}")
+            say(f"  {found.fix}")
         raise

@@ -20,7 +20,9 @@ from provision.caller import caller_cidr
 from provision.client import OpenAIClient, pinned_context
 from provision.doctor.evidence import KERNEL, Evidence, Probe
 from provision.doctor.probe import SCRIPT, MachineFacts, parse_facts
-from provision.errors import CloudError, DeployctlError, UsageError
+from provision.doctor.rule import Finding
+from provision.doctor.rules import diagnose
+from provision.errors import CapacityError, CloudError, DeployctlError
 from provision.local import LocalTarget
 from provision.target import Access, LogQuery, Observation
 
@@ -164,15 +166,10 @@ def exports_of(target: Deployed) -> Exports | None:
     return target.exports if isinstance(target, CloudTarget) else None
 
 
-def top_finding(target: Deployed, error: DeployctlError) -> str | None:
-    """ "cause; fix" of a command that has failed, from what can be asked quickly; None where no rule knows it, and for
-    what the user can see without a doctor."""
-    if isinstance(error, UsageError):
-        return None
-    from provision.doctor.rules import diagnose
-
-    evidence = collect(target, deep=False, cloud=(str(error),) if isinstance(error, CloudError) else ())
-    if evidence.error is None and not isinstance(error, CloudError):
+def top_finding(target: Deployed, error: DeployctlError) -> Finding | None:
+    """The likeliest cause of a failure that has just ended a command, from what can be asked quickly."""
+    of_cloud = isinstance(error, CloudError | CapacityError)
+    evidence = collect(target, deep=False, cloud=(str(error),) if of_cloud else ())
+    if evidence.error is None and not of_cloud:
         evidence = msgspec.structs.replace(evidence, error=error.what, hint=error.why)
-    findings = diagnose(evidence)
-    return f"{findings[0].cause}\n    {findings[0].fix}" if findings else None
+    return next(iter(diagnose(evidence)), None)

@@ -88,7 +88,7 @@ RULES = (
         "driver-not-installed",
         "nvidia-smi: cannot talk to the driver, or is not there",
         "no NVIDIA driver is loaded",
-        "deployctl logs {name} --agent; then deployctl down {name} and up with --image <one that has the driver>",
+        "deployctl logs {name} --agent; then deployctl down {name}, and up with --image <one that has the driver>",
         while_not_ready(
             said(
                 r"couldn't communicate with the NVIDIA driver|nvidia-smi is not there|nvidia-smi fails"

@@ -25,7 +25,7 @@ RULES = (
     Rule(
         "model-not-found",
         "status or agent: does not exist, no revision",
-        "the hub has no model, or no revision, of this name",
+        "there is no model, or no revision, of this name",
         "deployctl redeploy {name} --model org/name[@revision], as its page has it",
         while_not_ready(
             said(
