@@ -104,6 +104,7 @@ class LocalTarget:
             eta_s=shown.eta_s if shown else None,
             error=shown.error if shown else None,
             hint=shown.hint if shown else None,
+            held_s=shown.held_s if shown else None,
             wanted_release=wanted,
             release=status.release if status else None,
             updated_at=status.updated_at if status else None,

@@ -125,6 +125,21 @@ def progress_text(seen: Observation) -> str:
     return text
 
 
+def held_text(seen: Observation) -> str | None:
+    """ "requests were held for 4.3 s", after a release has taken over from another one."""
+    return None if seen.held_s is None else f"requests were held for {seen.held_s:.1f} s"
+
+
+def clients_text(hold_max_s: float, last: float | None) -> str:
+    """What clients will see while a release takes over. `last`: how long it took the last time, in seconds."""
+    known = "" if last is None else f" (the last time {last:.1f} s)"
+    return (
+        f"  clients: the memory holds one copy of a model, so new requests wait while the next one loads{known}, "
+        f"each for {hold_max_s:.0f} s at most and then with 503; those that run come to their end; "
+        "nobody is refused or cut off"
+    )
+
+
 @dataclass(slots=True)
 class LineDisplay:
     """One line when a phase begins and for each further ten percent: for logs and CI."""

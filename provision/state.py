@@ -21,7 +21,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -171,16 +171,18 @@ class LocalState:
         except (msgspec.DecodeError, OSError) as error:
             raise self._broken(self.mailbox_dir / key, error) from error
 
-    def spec_values(self) -> dict[str, object] | None:
-        """What the user asked for, by field of the spec and without secrets; None before the first `up`."""
+    def spec_values(self, release: str | None = None) -> dict[str, object] | None:
+        """What the user asked for, last or for `release`, by field of the spec and without secrets; None when nobody
+        has."""
+        path = self.spec_file if release is None else self.specs_dir / f"{release}.json"
         try:
-            values = json.loads(self.spec_file.read_bytes())
+            values = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise self._broken(self.spec_file, error) from error
+            raise self._broken(path, error) from error
         if not isinstance(values, dict):
-            raise self._broken(self.spec_file, ValueError("it does not hold a JSON object"))
+            raise self._broken(path, ValueError("it does not hold a JSON object"))
         return values
 
     def api_key(self) -> str | None:
@@ -198,6 +200,19 @@ class LocalState:
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         numbers = [int(name[1:]) for name in names if re.fullmatch(r"r\d+", name)]
         return f"r{max(numbers, default=0) + 1}"
+
+    def forget_releases(self, kept: Sequence[str]) -> list[str]:
+        """Deletes what is written here of releases that are not `kept`; returns which. The highest number stays: it is
+        never given again."""
+        current = self.current()
+        stays = {*kept, f"r{int(self.next_release()[1:]) - 1}", *([current.release] if current else [])}
+        folder = self.mailbox_dir / "release"
+        gone = [entry for entry in folder.iterdir() if entry.is_dir() and entry.name not in stays]
+        for entry in gone:
+            shutil.rmtree(entry)
+            for spec in self.specs_dir.glob(f"{entry.name}.*"):
+                spec.unlink()
+        return sorted(entry.name for entry in gone)
 
     def remove(self) -> None:
         """Deletes the folder and the run folder outside of it, if the supervisor needed one."""

@@ -155,4 +155,5 @@ def with_status(seen: Observation, status: Status | None) -> Observation:
         eta_s=status.eta_s,
         error=status.error,
         hint=status.hint,
+        held_s=status.held_s,
     )

@@ -11,6 +11,7 @@ import msgspec
 
 SCHEMA = 1
 DEFAULT_PORT = 8000
+HOLD_MAX_S = 120.0
 
 
 RequestLogMode = Literal["off", "redacted", "full"]
@@ -91,7 +92,7 @@ class Deployment(Struct, frozen=True):
     listen: Listen
     predicted: Predicted | None = None
     setup: Setup | None = None  # None on local
-    hold_max_s: float = 120.0  # how long a request may wait while this release takes over
+    hold_max_s: float = HOLD_MAX_S  # how long a request may wait while this release takes over
     drain_max_s: float = 60.0  # how long requests may go on once another release has taken over
     request_log: RequestLogMode = "off"
     schema: int = SCHEMA

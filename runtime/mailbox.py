@@ -13,6 +13,7 @@ On a cloud it is a bucket; on `local` and `host` a folder with the same layout:
     secrets/tls.json                 {"certificate": …, "key": …} in PEM (tls: own)  user writes, machine reads
     status/status.json               Status                                          machine writes, user reads
     status/identity.json             {instance_id, ssh_host_key, certificate}        machine writes, user reads
+    status/releases.json             [ReleaseEntry], newest first                    machine writes, user reads
     status/logs/                     logs                                            machine writes, user reads
 """
 
@@ -37,6 +38,7 @@ HUB_SECRET = "secrets/hub.json"
 TLS_SECRET = "secrets/tls.json"
 STATUS = "status/status.json"
 IDENTITY = "status/identity.json"
+RELEASES = "status/releases.json"
 LOGS = "status/logs/"
 
 PHASES = ("python", "disk", "driver", "runtime", "weights", "load", "serve")
@@ -102,12 +104,31 @@ class Status(Struct, frozen=True):
     schema: int = 1
 
 
+class ReleaseEntry(Struct, frozen=True):
+    """One release that the machine keeps. `wheel`: the first digits of its wheel's SHA-256, None = the version that was
+    there before. `ready_at`: seconds since the epoch when it served last, None = it never has."""
+
+    release: str
+    state: Literal["serving", "ready", "failed", "new"]
+    model: str
+    max_model_len: int
+    dtype: str
+    quantization: str | None = None
+    wheel: str | None = None
+    ready_at: float | None = None
+    error: str | None = None
+
+
 def encode_status(status: Status) -> bytes:
     return msgspec.json.encode(status)
 
 
 def decode_status(data: bytes) -> Status:
     return msgspec.json.decode(data, type=Status)
+
+
+def decode_releases(data: bytes) -> list[ReleaseEntry]:
+    return msgspec.json.decode(data, type=list[ReleaseEntry])
 
 
 def decode_current(data: bytes) -> Current:

@@ -27,15 +27,26 @@ from provision.errors import (
     UsageError,
 )
 from provision.failover import classify
+from provision.history import remember
 from provision.mailboxes import poll_s
 from provision.planning import Plan
-from provision.progress import format_seconds, is_rolled_back, make_display, progress_text, wait_until_settled
+from provision.progress import (
+    clients_text,
+    format_seconds,
+    held_text,
+    is_rolled_back,
+    make_display,
+    progress_text,
+    wait_until_settled,
+)
 from provision.reach import Check, prove_reach
 from provision.render import changes
 from provision.rollout import anchored, bring_up, decide, explained, write_config
 from provision.spec import DeploymentSpec
 from provision.target import Access
 from provision.trust import pin_file
+from runtime.bucket import BucketError
+from runtime.deployment import HOLD_MAX_S
 
 SILENCE_LIMIT_S = 900.0  # a machine boots, installs a driver and boots again without a word
 FIXED = ("cloud", "region")
@@ -55,11 +66,14 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
     spec = with_mailbox(with_caller(anchored(spec), old), old, target)
     wait, running = spec.wait, is_running(target)
     differences: list[str] = []
-    if running:
+    if target is not None and target.is_there():
         refuse_fixed(old, spec)
+    if running:
         differences = describe_changes(old, spec)
     for line in differences:
         say(line)
+    if differences and target is not None:
+        say(clients_text(HOLD_MAX_S, target.observe().held_s))
     if not running or differences:
         question = "Change it?" if running else f"Start it{price_text(plan)}?"
         confirm(question, yes=yes, command=f"deployctl {command} --name {spec.name}")
@@ -94,6 +108,8 @@ def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:
     known = existing(project, spec.name)
     old = known.spec() if known else None
     spec = with_mailbox(with_caller(anchored(spec), old), old, known)
+    if known is not None and known.is_there():
+        refuse_fixed(old, spec)
     target = known or CloudTarget(project.open_or_create(spec.name))
     try:
         with target.stack.keeping_config():
@@ -170,13 +186,13 @@ def describe_changes(old: DeploymentSpec | None, spec: DeploymentSpec) -> list[s
 
 
 def refuse_fixed(old: DeploymentSpec | None, spec: DeploymentSpec) -> None:
-    """Raises UsageError for what a running deployment keeps."""
+    """Raises UsageError for what a deployment keeps as long as anything of it is there."""
     for name in FIXED:
         if old is not None and getattr(old, name) != getattr(spec, name):
             raise UsageError(
-                f"{name} cannot change while {spec.name} runs",
+                f"{name} cannot change while {spec.name} runs, or while anything of it is left",
                 why=f"{name}: {getattr(old, name)} → {getattr(spec, name)}",
-                next_command=f"deployctl down {spec.name}, then deployctl up again",
+                next_command=f"deployctl down {spec.name}, then deployctl up again; or deployctl up with another --name",
             )
 
 
@@ -230,7 +246,13 @@ def finish_cloud(
         ) from None
     for check in checks:
         say(f"  {check}")
+    try:
+        remember(target.mailbox, release, spec)
+    except BucketError as error:
+        say(f"  what this release is could not be written down, so that `rollback` will not know it: {error}")
     say(f"  took      {format_seconds(time.monotonic() - began)}")
+    if held := held_text(seen):
+        say(f"  {held}")
     say()
     wrong = unreachable(spec, checks)
     if json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 from provision.cli.ask import confirm
@@ -27,7 +28,9 @@ from provision.machine import detect_local
 from provision.model_source import model_spec_for
 from provision.planning import Plan, plan_deployment
 from provision.progress import (
+    clients_text,
     format_seconds,
+    held_text,
     is_rolled_back,
     make_display,
     progress_text,
@@ -36,11 +39,13 @@ from provision.progress import (
 from provision.render import Change, Order, WheelItem, changes, render
 from provision.spec import DeploymentSpec
 from provision.state import cache_root, make_api_key
-from provision.target import Access, Observation
+from provision.target import Access, LogQuery, Observation
 from provision.wheel import runtime_wheel
+from runtime.deployment import HOLD_MAX_S
 from runtime.mailbox import wheel_key
 
 PROOF_TOKENS = 32
+SHOWN_LINES = 8  # of the log of a release that failed
 CHAT_PROOF_LEN = 256  # tokens; below this a chat template with its system message may not fit
 FIXED = ("name", "cloud", "host", "port")  # what the supervisor holds for its life
 
@@ -125,6 +130,7 @@ def change(target: LocalTarget, spec: DeploymentSpec, *, yes: bool, command: str
     for item in found:
         say(f"  {item}")
     plan = show_plan(spec, target)
+    say(clients_text(HOLD_MAX_S, target.observe().held_s))
     confirm("Change it?", yes=yes, command=f"deployctl {command} --name {spec.name}")
     order = make_order(target, spec, plan)
     target.change(order)
@@ -166,6 +172,7 @@ def wheel_item(given: str | None, release: str) -> WheelItem | None:
 
 def wait_ready(target: LocalTarget, release: str) -> Observation:
     """Shows progress until `release` is ready. Raises FailedError, RolledBackError, NotRunningError, StoppedError."""
+    began = time.time()
     try:
         seen = wait_until_settled(target, release, make_display())
     except KeyboardInterrupt:
@@ -180,7 +187,9 @@ def wait_ready(target: LocalTarget, release: str) -> Observation:
         target.go_back(seen.release)
         raise RolledBackError(
             f"release {release} failed; release {seen.release} of {target.name} serves again",
-            why="\n".join(text for text in (seen.error, seen.hint) if text),
+            why="\n".join(
+                text for text in (seen.error, seen.hint, *errors_logged(target, time.time() - began)) if text
+            ),
             next_command=f"deployctl logs {target.name} --since 10m",
         )
     if seen.life == "failed":
@@ -192,6 +201,13 @@ def wait_ready(target: LocalTarget, release: str) -> Observation:
             next_command=f"deployctl up --name {target.name}",
         )
     return seen
+
+
+def errors_logged(target: LocalTarget, since_s: float) -> list[str]:
+    """The newest lines of engine and server that speak of an error, of the last `since_s` seconds."""
+    lines = target.logs(LogQuery(("engine", "server"), since_s=since_s))
+    found = [f"{line.unit}: {line.text}" for line in lines if "error" in line.text.lower()]
+    return found[-SHOWN_LINES:]
 
 
 def prove(access: Access) -> Completion:
@@ -221,6 +237,8 @@ def finish(target: LocalTarget, seen: Observation, *, text: Callable[[Access], s
     say(f"  asked     {PROOF_PROMPT}")
     say(f"  answered  {' '.join(answer.text.split())}")
     say(f"  took      {format_seconds(took_s)}")
+    if held := held_text(seen):
+        say(f"  {held}")
     say()
     if json:
         emit_json(dataclasses.asdict(seen) | {"api_key": access.api_key, "answer": answer.text})

@@ -30,7 +30,7 @@ from runtime.agent.takeover import Takeover
 from runtime.agent.units import UnitError, UnitState
 from runtime.agent.weights import CONVERTER, Caches, missing_bytes, prepare_weights
 from runtime.bucket import BucketError
-from runtime.mailbox import CURRENT, HUB_SECRET, Current, FolderMailbox, Mailbox, Phase, decode_current
+from runtime.mailbox import CURRENT, HUB_SECRET, RELEASES, Current, FolderMailbox, Mailbox, Phase, decode_current
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class Agent:
         )
         self._working_on: Current | None = None
         self._settled: Settled | None = None
+        self._before: Release | None = None
         self._warning: str | None = None
         self._held_s: float | None = None
         self._retries = 0
@@ -135,6 +136,7 @@ class Agent:
         """All phases of one release, from wherever an earlier run of them has come."""
         self._working_on = wanted
         self._warning, self._held_s = None, None
+        self._before = self._settled.serving if self._settled is not None else None
         phase: Phase = "python"
         release: Release | None = None
         try:
@@ -165,6 +167,15 @@ class Agent:
             self._postpone(wanted, phase, str(error), "free space on the machine's disk; it is tried again by itself")
         finally:
             self._working_on = None
+        self._publish_releases()
+
+    def _publish_releases(self) -> None:
+        serving = self._settled.serving if self._settled is not None else None
+        entries = msgspec.json.encode(self._releases.entries(None if serving is None else serving.id))
+        try:
+            self._mailbox.put(RELEASES, entries)
+        except (BucketError, OSError) as error:
+            self._log(f"{RELEASES}: {error}")
 
     def _plan(self, wanted: Current, release: Release) -> list[tuple[Phase, Callable[[], None]]]:
         machine, serving = self._machine, self._serving
@@ -275,9 +286,11 @@ class Agent:
         return time.monotonic() + wait
 
     def _previous(self, wanted: Current, release: Release | None) -> Release | None:
-        """The release to go back to. One that has served before is not replaced by an older one."""
+        """The release to go back to. One that has served before is not replaced by an older one, but by the one that
+        served until it was asked for again."""
         if release is not None and release.proven:
-            return None
+            before = self._before
+            return before if before is not None and before.id != wanted.release and before.failure() is None else None
         return self._releases.last_proven(besides=wanted.release)
 
     def _fall_back(self, wanted: Current, release: Release | None, failure: Failure) -> None:

@@ -5,6 +5,7 @@ machine/releases/<id>/deployment.json   what to serve
                      /ready             this release has served: a rollback may go back to it
                      /failed.json       it failed and will not be tried again by itself
                      /venv -> ../../venvs/…   on a VM: what it runs on
+                     /site -> ../../wheels/…  on `local`: what goes before the installed packages
                      /compiler          on a VM: it was tried to install one
 machine/current -> releases/<id>
 """
@@ -16,14 +17,16 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from runtime.agent.files import PRIVATE, Access
 from runtime.deployment import Deployment, Struct, Weights, decode_deployment, decode_weights, encode
-from runtime.mailbox import Current, Mailbox, Phase
+from runtime.mailbox import Current, Mailbox, Phase, ReleaseEntry
 
 KEEP = 3
+WHEEL_LINKS = ("site", "venv")  # to a folder that is named after the wheel
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -129,6 +132,11 @@ class Releases:
         folder = next((f for f in folders if not (f / "failed.json").exists()), None)
         return None if folder is None else self._open(folder)
 
+    def entries(self, serving: str | None) -> list[ReleaseEntry]:
+        """All that are kept, newest first. `serving`: the one that answers now."""
+        folders = sorted((p for p in self.root.glob("*") if p.is_dir()), key=_age_key, reverse=True)
+        return [_entry(release, serving) for folder in folders if (release := self._open(folder)) is not None]
+
     def prune(self, keep: int = KEEP) -> None:
         """Removes all but the newest `keep` releases; the current one always stays."""
         serving = self.current()
@@ -140,6 +148,26 @@ class Releases:
     def _open(self, folder: Path) -> Release | None:
         data = _read(folder / "deployment.json")
         return None if data is None else Release(folder.name, folder, decode_deployment(data), self._access)
+
+
+def _entry(release: Release, serving: str | None) -> ReleaseEntry:
+    failure, engine = release.failure(), release.deployment.engine
+    state: Literal["serving", "ready", "failed", "new"] = "ready" if release.proven else "new"
+    if failure is not None:
+        state = "failed"
+    if release.id == serving:
+        state = "serving"
+    return ReleaseEntry(
+        release=release.id,
+        state=state,
+        model=release.deployment.model.source,
+        max_model_len=engine.max_model_len,
+        dtype=engine.dtype,
+        quantization=engine.quantization,
+        wheel=next((path.resolve().name for path in map(release.folder.joinpath, WHEEL_LINKS) if path.exists()), None),
+        ready_at=(release.folder / "ready").stat().st_mtime if release.proven else None,
+        error=None if failure is None or state == "serving" else failure.error,
+    )
 
 
 def _age_key(folder: Path) -> int:
