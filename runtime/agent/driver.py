@@ -31,6 +31,7 @@ FIRST_BOOT_S = 300.0  # uptime within which a driver that does not answer may on
 ASK_AGAIN_S = 5.0
 STALL_S = 900.0  # building kernel modules is silent, and writes little
 ATTEMPTS = 2
+RESTART_S = 300.0
 SCRIPT = "/opsx/ecs/linux/binary/script/auto_install_v4.0.sh"
 # Wheels of torch 2.11 and newer are CUDA 13 builds. Not yet run on a real cloud: if the mirror lacks this driver, the
 # installer says so, and an image with a driver is the way.
@@ -71,7 +72,7 @@ def uptime_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """`boot_id` tells one boot from the next. `uptime` in seconds."""
+    """`boot_id` tells one boot from the next. `uptime` in seconds; `restart_s`: within which the machine must end."""
 
     provider: Place
     state: Path
@@ -79,6 +80,7 @@ class Driver:
     boot_id: str
     call: install.Call = install.run_command
     uptime: Callable[[], float] = uptime_s
+    restart_s: float = RESTART_S
 
     def prepare(self, release: Release, report: Report) -> str | None:
         """The driver's version; None for a deployment without a GPU. Raises PhaseError."""
@@ -125,7 +127,8 @@ class Driver:
             phases.list_gpus()
         except PhaseError as error:
             self.call(reboot_argv())
-            raise PhaseError("the new driver needs a restart of the machine", "it restarts by itself") from error
+            wait(self.restart_s, report)  # it ends this process: a restart is no failure, and none is reported
+            raise PhaseError("the driver needs a restart, and the machine does not restart", "restart it") from error
 
     def _fetch(self) -> Path:
         try:

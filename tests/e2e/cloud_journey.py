@@ -52,20 +52,19 @@ from tests.lab.guest import Guest, make_guest, require_lab
 from tests.lab.metadata_service import Instance, MetadataService, RoleCredentials, serve_metadata
 from tests.lab.models import write_hollow_model
 from tests.lab.network import GUEST, OPERATOR, Network, network
-from tests.lab.object_store import OWNER, ObjectStore, vm_role
+from tests.lab.object_store import OWNER, Credential, ObjectStore, vm_role
 from tests.lab.packages import ROOT, Index, serve_index, stand_in_torch, wheelhouse, with_replaced
 from tests.lab.rootfs import PYTHON, Suite
 
 NAME = "lab"
-REGION: dict[Provider, str] = {"aws": "eu-west-1", "alicloud": "eu-central-1"}
-TYPE: dict[Provider, str] = {"aws": "g6.2xlarge", "alicloud": "ecs.gn7i-c16g1.4xlarge"}
+REGION: dict[Provider, str] = {"aws": "eu-west-1", "alicloud": "cn-hangzhou"}
+TYPE: dict[Provider, str] = {"aws": "g5.xlarge", "alicloud": "ecs.gn7i-c16g1.4xlarge"}
 SCHEME: dict[Provider, str] = {"aws": "s3", "alicloud": "oss"}
 BUCKET = f"deployctl-{NAME}-mailbox-0123abcd"
 MODELS = "models-of-the-lab"
 SILENCE_S = 180.0  # nothing new in the status for so long is a failure
 # What the driver's own tool prints, and the end of Alibaba's installer: a driver that works after a restart only.
 NVIDIA_SMI = '#!/bin/sh\n[ ! -e /run/restart-me ] && echo "580.95.05, NVIDIA of the lab"\n'
-RESTART = "the new driver needs a restart"
 INSTALLER_PATH = "/opsx/ecs/linux/binary/script/auto_install_v4.0.sh"
 INSTALLER = f"""touch /run/restart-me
 cat > /usr/local/bin/nvidia-smi <<'END'
@@ -107,6 +106,11 @@ class Journey:
     exports: dict[str, Any]
     seen: list[tuple[float, Status]] = field(default_factory=list)
 
+    @property
+    def bucket(self) -> str:
+        """The mailbox."""
+        return str(self.exports["mailbox"])
+
     def order(
         self,
         spec: DeploymentSpec | None = None,
@@ -144,12 +148,12 @@ class Journey:
             (LIFE, encode(Life())),
             (CURRENT, encode(current)),
         ):
-            self.store.put(BUCKET, key, data)
+            self.store.put(self.bucket, key, data)
         self.exports["release"] = release
         return release
 
     def status(self) -> Status | None:
-        data = self.store.get(BUCKET, STATUS)
+        data = self.store.get(self.bucket, STATUS)
         if data is None:
             return None
         status = decode_status(data)
@@ -171,13 +175,12 @@ class Journey:
             time.sleep(0.02)
 
     def wait_ready(self, release: str) -> Status:
-        """Until the machine has proved the endpoint of `release`. Errors on the way are not waited out, but the one
-        restart that Alibaba's driver needs."""
+        """Until the machine has proved the endpoint of `release`. Errors on the way are not waited out."""
 
         def look(status: Status) -> Status | None:
             if status.release != release:
                 return None
-            if status.error is not None and RESTART not in status.error:
+            if status.error is not None:
                 raise AssertionError(f"{status.phase}: {status.error} | {status.hint}; {self.report()}")
             return status if status.phase == "ready" else None
 
@@ -239,6 +242,107 @@ def put_model(store: ObjectStore, folder: Path, prefix: str) -> None:
         store.put(MODELS, f"{prefix}/{path.name}", path.read_bytes())
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A guest that has not booted, and all that is around it but its own metadata."""
+
+    provider: Provider
+    suite: Suite
+    network: Network
+    guest: Guest
+    store: ObjectStore
+    index: Index
+    wheel: Wheel
+    role: Credential
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The owner's keys, and where the store is."""
+        return {**OWNER.environment(), ENDPOINT_VARIABLE[self.provider]: self.store.url("").rstrip("/")}
+
+    def values(self) -> dict[str, object]:
+        """The spec of a deployment that this site can hold."""
+        return {
+            "name": NAME,
+            "cloud": self.provider,
+            "region": REGION[self.provider],
+            "instance_type": TYPE[self.provider],
+            "model": f"{SCHEME[self.provider]}://{MODELS}/hollow",
+            "pip_index": self.index.url,
+        }
+
+    def instance(self, user_data: str, instance_id: str = "i-0lab") -> Instance:
+        """What its metadata service is to tell."""
+        role = self.role
+        return Instance(
+            self.provider,
+            instance_id=instance_id,
+            region=REGION[self.provider],
+            zone=f"{REGION[self.provider]}a",
+            instance_type=TYPE[self.provider],
+            user_data=user_data,
+            credentials=RoleCredentials("role-of-the-lab", role.access_key, role.secret, role.token or ""),
+            # cloud-init of Debian 12 finds no Alibaba instance that wants tokens (tests/lab/test_guest.py).
+            tokens_required=(self.suite, self.provider) != ("bookworm", "alicloud"),
+            mirror=self.index.host,
+        )
+
+    def secrets(self) -> dict[str, str]:
+        """By what they are; the API key is random, and not yet anybody's."""
+        found = {"API key": f"sk-{secrets.token_hex(16)}", "hub token": f"hf_{secrets.token_hex(16)}"}
+        return found | {"role's secret": self.role.secret, "role's token": self.role.token or ""}
+
+
+def bring_what_images_bring(guest: Guest, suite: Suite, provider: Provider) -> None:
+    """A compiler; on AWS the driver too. Neither is ever run: without them the agent would ask for packages."""
+    if provider == "aws":
+        guest.write("/usr/local/bin/nvidia-smi", NVIDIA_SMI, 0o755)
+    guest.write("/usr/local/bin/gcc", "#!/bin/sh\nexit 1\n", 0o755)
+    guest.write(f"/usr/include/python{PYTHON[suite]}/Python.h", "")
+    guest.write("/etc/pip.conf", "[install]\ncompile = no\n")  # most of what is installed here is never imported
+
+
+@contextmanager
+def site(
+    suite: Suite,
+    provider: Provider,
+    folder: Path,
+    *,
+    disk: str = "2g",
+    torch: str | None = None,
+    shard_bytes: int = 2 * 2**20,
+) -> Iterator[Site]:
+    """Skips, or fails on CI, where no guest can run.
+
+    `torch`: the version of the real one, for this checkout's own engine; None: a scripted engine.
+    """
+    require_lab()
+    wheels = folder / "wheels"
+    wheels.mkdir()
+    offered = [wheelhouse(PYTHON[suite], torch=torch)]
+    if torch is None:
+        stand_in_torch(wheels)
+        offered.append(wheels)
+    role = vm_role(weights=("hollow/", "real/"))
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        net = stack.enter_context(network(METADATA_ADDRESS[provider]))
+        with net.operator.network_entered():
+            store = ObjectStore(REGION[provider], (OWNER, role), host=OPERATOR)
+        stack.enter_context(store)
+        index = stack.enter_context(serve_index(offered, net.operator, {INSTALLER_PATH: INSTALLER.encode()}))
+        store.create_bucket(MODELS)
+        put_model(store, write_hollow_model(folder / "hollow", shard_bytes=shard_bytes), "hollow")
+        (folder / "guest").mkdir()
+        guest = stack.enter_context(make_guest(suite, provider, net, folder / "guest", disk=disk))
+        bring_what_images_bring(guest, suite, provider)
+        wheel = build_from_checkout(ROOT) if torch else scripted_wheel(wheels / "own")
+        made = Site(provider, suite, net, guest, store, index, wheel, role)
+        for name, value in made.environment.items():
+            patch.setenv(name, value)
+        yield made
+
+
 @contextmanager
 def journey(
     suite: Suite,
@@ -250,68 +354,21 @@ def journey(
     shard_bytes: int = 2 * 2**20,
     values: dict[str, object] | None = None,
 ) -> Iterator[Journey]:
-    """Everything but the release; the guest has not booted yet. Skips, or fails on CI, where no guest can run.
-
-    `torch`: the version of the real one, for this checkout's own engine; None: a scripted engine. `values`: more of the
-    spec.
-    """
-    require_lab()
-    wheels = folder / "wheels"
-    wheels.mkdir()
-    offered = [wheelhouse(PYTHON[suite], torch=torch)]
-    if torch is None:
-        stand_in_torch(wheels)
-        offered.append(wheels)
-    role = vm_role(weights=("hollow/", "real/"))
-    secret = {"API key": f"sk-{secrets.token_hex(16)}", "hub token": f"hf_{secrets.token_hex(16)}"}
-    secret |= {"role's secret": role.secret, "role's token": role.token or ""}
-    with ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        net = stack.enter_context(network(METADATA_ADDRESS[provider]))
-        with net.operator.network_entered():
-            store = ObjectStore(REGION[provider], (OWNER, role), host=OPERATOR)
-        stack.enter_context(store)
-        index = stack.enter_context(serve_index(offered, net.operator, {INSTALLER_PATH: INSTALLER.encode()}))
-        for name in (BUCKET, MODELS):
-            store.create_bucket(name)
-        put_model(store, write_hollow_model(folder / "hollow", shard_bytes=shard_bytes), "hollow")
-        for name, value in {**OWNER.environment(), ENDPOINT_VARIABLE[provider]: store.url("").rstrip("/")}.items():
-            patch.setenv(name, value)
-        spec = parse(
-            {
-                "name": NAME,
-                "cloud": provider,
-                "region": REGION[provider],
-                "instance_type": TYPE[provider],
-                "model": f"{SCHEME[provider]}://{MODELS}/hollow",
-                "pip_index": index.url,
-                **(values or {}),
-            }
-        )
-        vm = Vm(name=NAME, provider=provider, region=REGION[provider], bucket=BUCKET, endpoint=store.url(BUCKET))
-        instance = Instance(
-            provider,
-            instance_id="i-0lab",
-            region=REGION[provider],
-            zone=f"{REGION[provider]}a",
-            instance_type=TYPE[provider],
-            user_data=render_user_data(vm),
-            credentials=RoleCredentials("role-of-the-lab", role.access_key, role.secret, role.token or ""),
-            # cloud-init of Debian 12 finds no Alibaba instance that wants tokens (tests/lab/test_guest.py).
-            tokens_required=(suite, provider) != ("bookworm", "alicloud"),
-            mirror=index.host,
-        )
-        metadata = stack.enter_context(serve_metadata(instance, net.operator))
-        (folder / "guest").mkdir()
-        guest = stack.enter_context(make_guest(suite, provider, net, folder / "guest", disk=disk))
-        if provider == "aws":  # whose images bring the driver
-            guest.write("/usr/local/bin/nvidia-smi", NVIDIA_SMI, 0o755)
-        wheel = build_from_checkout(ROOT) if torch else scripted_wheel(wheels / "own")
+    """Everything but the release; the guest has not booted yet. `values`: more of the spec."""
+    with site(suite, provider, folder, disk=disk, torch=torch, shard_bytes=shard_bytes) as at:
+        at.store.create_bucket(BUCKET)
+        spec = parse({**at.values(), **(values or {})})
+        region = REGION[provider]
+        vm = Vm(name=NAME, provider=provider, region=region, bucket=BUCKET, endpoint=at.store.url(BUCKET))
+        instance, secret = at.instance(render_user_data(vm)), at.secrets()
         exports: dict[str, Any] = {
             "endpoint": f"https://{GUEST}:{spec.port}/v1",
             "api_key": secret["API key"],
             "instance_id": instance.instance_id,
-            "region": spec.region,
+            "region": region,
             "mailbox": BUCKET,
         }
-        yield Journey(provider, suite, spec, net, guest, metadata, store, index, wheel, secret, exports)
+        with serve_metadata(instance, at.network.operator) as metadata:
+            yield Journey(
+                provider, suite, spec, at.network, at.guest, metadata, at.store, at.index, at.wheel, secret, exports
+            )

@@ -1,24 +1,30 @@
-"""A cloud's machine from first boot to endpoint: real cloud-init, systemd, stage 0, agent and server in a guest.
+"""One journey per cloud, from `deployctl up` to `deployctl down`: the program's own resources, and a machine that boots
+with its user-data: real cloud-init, systemd, stage 0, agent and server in a guest.
 
 The engine is scripted and moves no tensors; test_cloud_torch.py has the real one.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
 
 from provision.client import pinned_context
 from provision.errors import EndpointError
+from runtime.mailbox import Phase
 from runtime.vm import METADATA_ADDRESS, STATE_DIR
-from tests.e2e.cloud_journey import MODELS, SCHEME, Journey, ask, journey, scripted_wheel
+from tests.e2e.chained_journey import Chain, chain, follow_down
+from tests.e2e.cloud_journey import MODELS, NAME, SCHEME, Journey, ask, scripted_wheel
 from tests.lab.network import GUEST
 
 pytestmark = pytest.mark.timeout(600)  # the first guest ever must have its root file system built
@@ -39,14 +45,17 @@ CONNECT = 'import socket; socket.create_connection(("{address}", 80), 2)'
     ],
     ids="-".join,
 )
-def ready(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
-    """A machine that came up by itself and serves its first release."""
+def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """What one `deployctl up` has made."""
     suite, provider = request.param
-    with journey(suite, provider, tmp_path_factory.mktemp("journey")) as made:
-        release = made.order()
-        made.guest.boot()
-        made.wait_ready(release)
+    with chain(suite, provider, tmp_path_factory.mktemp("journey")) as made:
         yield made
+
+
+@pytest.fixture
+def ready(deployed: Chain) -> Journey:
+    """Its machine, which came up by itself and serves its first release."""
+    return deployed.journey
 
 
 def served_length(ready: Journey) -> int:
@@ -59,6 +68,19 @@ def served_length(ready: Journey) -> int:
     ):
         (model,) = client.get(f"{access.base_url}/models").json()["data"]
         return int(model["max_model_len"])
+
+
+def test_up_shows_the_phases_of_the_machine_and_ends_with_an_endpoint_that_answers(deployed: Chain) -> None:
+    assert deployed.up.returncode == 0, deployed.up.stderr
+    said = re.findall(r"^  (\w+)(?: \d+ %.*)?$", deployed.up.stderr, re.MULTILINE)
+    phases = [word for word in dict.fromkeys(said) if word in get_args(Phase)]
+    assert phases == sorted(phases, key=get_args(Phase).index)
+    assert (phases[0], phases[-1]) == ("python", "ready")
+    assert len(phases) > 2  # those that last longer than the pause between two looks
+    found = json.loads(deployed.up.stdout)
+    assert found["base_url"] == f"https://{GUEST}:{PORT}/v1"
+    assert found["answer"]
+    assert {check["answer"] for check in found["checks"]} <= {"yes", "unknown"}
 
 
 def test_the_endpoint_answers_its_key_under_the_published_certificate(ready: Journey) -> None:
@@ -79,11 +101,11 @@ def test_the_certificate_is_trusted_by_nobody_who_has_not_pinned_it(ready: Journ
         ssl.create_default_context().wrap_socket(plain, server_hostname=GUEST)
 
 
-def test_status_shows_what_the_machine_reports(ready: Journey) -> None:
-    seen = ready.observe()
-    assert (seen.life, seen.phase, seen.error) == ("ready", "ready", None)
-    assert seen.release == seen.wanted_release
-    assert seen.instance_id == ready.metadata.instance.instance_id
+def test_status_shows_what_the_machine_reports(deployed: Chain) -> None:
+    seen = json.loads(deployed.run("status", NAME, "--json").stdout)
+    assert (seen["life"], seen["phase"], seen["error"]) == ("ready", "ready", None)
+    assert seen["release"] == seen["wanted_release"]
+    assert seen["instance_id"] == deployed.journey.metadata.instance.instance_id
 
 
 def test_user_data_is_valid_for_the_schema_of_this_cloud_init(ready: Journey) -> None:
@@ -158,13 +180,18 @@ def test_a_power_cut_of_a_ready_machine_heals_without_another_download(ready: Jo
     assert ready.index.fetched == packages
 
 
-def test_a_redeploy_through_the_mailbox_keeps_port_and_certificate(ready: Journey) -> None:
+def test_a_redeploy_through_the_mailbox_keeps_machine_port_and_certificate(deployed: Chain) -> None:
+    ready = deployed.journey
     certificate = ready.access().certificate
     assert served_length(ready) == 512
     watch = PortWatch(ready)
     watch.start()
-    ready.wait_ready(ready.order(ready.spec.model_copy(update={"max_model_len": 256})))
+    done = deployed.run("redeploy", NAME, "--max-model-len", "256", "--yes", "--json")
     watch.end()
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ready.exports["release"] = found["release"]
+    assert found["instance_id"] == ready.metadata.instance.instance_id
     assert served_length(ready) == 256
     assert watch.tries > 10
     assert watch.refused == 0
@@ -190,6 +217,15 @@ def test_a_redeploy_with_another_wheel_moves_the_agent_itself(ready: Journey, tm
     ready.wait_ready(ready.order(wheel=wheel))
     ready.guest.wait_for("the agent's new environment", lambda: moved_from(ready, before), 60)
     assert ask(ready)
+
+
+def test_down_ends_the_machine_and_proves_that_nothing_is_left(deployed: Chain) -> None:
+    """The last of the journey."""
+    done = follow_down(deployed)
+    assert done.returncode == 0, done.stderr
+    assert "0 resources left, $0.00/h" in done.stdout
+    assert not deployed.journey.guest.is_running
+    assert list(deployed.journey.store.buckets) == [MODELS]
 
 
 def moved_from(ready: Journey, before: str) -> bool | None:

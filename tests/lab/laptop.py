@@ -5,6 +5,7 @@ Commands run in processes of their own, which the nursery forks; `cold` starts a
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -31,6 +32,7 @@ from tests.lab.nursery import ROOT, nursery
 from tests.lab.object_store import OWNER, ObjectStore
 from tests.lab.small_wheel import make_small_wheel
 
+logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server: a line per request
 AWS_REGION = pulumi_accounts.REGION
 ALICLOUD_REGION = alicloud_cloud.REGION
 MODEL = "Qwen/Qwen2.5-7B-Instruct"

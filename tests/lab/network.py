@@ -35,11 +35,11 @@ class Holder:
     def network_entered(self) -> Iterator[None]:
         """This thread is in the holder's network; sockets, threads and processes made meanwhile stay there."""
         with open("/proc/thread-self/ns/net") as home, open(f"/proc/{self.pid}/ns/net") as away:
-            _set_namespace(away.fileno())
+            set_namespace(away.fileno())
             try:
                 yield
             finally:
-                _set_namespace(home.fileno())
+                set_namespace(home.fileno())
 
     def nsenter(self, *argv: str) -> list[str]:
         """A command line that runs in the holder's mounts and network."""
@@ -122,8 +122,8 @@ def _ip(*words: str) -> None:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def _set_namespace(descriptor: int) -> None:
-    """os.setns came with Python 3.12."""
+def set_namespace(descriptor: int) -> None:
+    """Puts this thread into a network. os.setns came with Python 3.12."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(descriptor, _CLONE_NEWNET) != 0:
         number = ctypes.get_errno()

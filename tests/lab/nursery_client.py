@@ -10,11 +10,20 @@ import socket
 import sys
 from types import FrameType
 
+NETWORK = "/proc/{pid}/ns/net"  # the process is run in this one's network, for laptops on a guest's side
+
 
 def main(argv: list[str]) -> int:
     """The status of the process that was run; 255 when it was killed."""
     address, entry, *arguments = argv
-    order = {"entry": entry, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    order = {
+        "entry": entry,
+        "arguments": arguments,
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "network": os.readlink(NETWORK.format(pid="self")),
+        "client": os.getpid(),
+    }
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         with connection.makefile("rw", encoding="utf-8") as words:

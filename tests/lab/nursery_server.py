@@ -12,7 +12,9 @@ import sys
 import traceback
 from typing import TextIO
 
+from tests.lab.network import set_namespace
 from tests.lab.nursery import SOCKET
+from tests.lab.nursery_client import NETWORK
 
 WARM = (
     "boto3", "cryptography.fernet", "yaml",
@@ -55,6 +57,9 @@ def _serve(connection: socket.socket, listening_at: str) -> int:
     os.environ.update(order["environment"])
     os.environ[SOCKET] = listening_at
     os.chdir(order["folder"])
+    if os.readlink(NETWORK.format(pid="self")) != order["network"]:
+        with open(NETWORK.format(pid=order["client"])) as network:
+            set_namespace(network.fileno())
     module, _, function = order["entry"].partition(":")
     sys.argv = [module, *order["arguments"]]
     code = _status(getattr(importlib.import_module(module), function))

@@ -5,6 +5,7 @@ nvidia-smi and the cloud's installer are scripts here; the metadata service and 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class Cloud:
 
     def driver(self, provider: Provider = "alicloud", boot: str = "boot-1") -> Driver:
         metadata = Metadata(provider, "127.0.0.1", self.port)
-        return Driver(provider, self.state, metadata, boot, self.call, lambda: self.uptime)
+        return Driver(provider, self.state, metadata, boot, self.call, lambda: self.uptime, restart_s=0.0)
 
 
 @pytest.fixture
@@ -146,9 +147,17 @@ def test_on_alibaba_cloud_the_installer_brings_the_driver_and_upgrades_are_stopp
     assert reboot_argv() not in cloud.commands
 
 
-def test_a_driver_that_needs_a_restart_gets_one(cloud: Cloud) -> None:
-    with pytest.raises(PhaseError, match="needs a restart"):
-        cloud.driver().prepare(on_gpu(), quiet)
+def test_a_driver_that_needs_a_restart_gets_one_and_reports_no_error_meanwhile(cloud: Cloud) -> None:
+    class Shutdown(Exception):
+        """What ends the agent when its machine goes down."""
+
+    def report(progress: Progress) -> None:
+        if ("systemctl", "reboot") in cloud.commands:
+            raise Shutdown
+
+    patient = dataclasses.replace(cloud.driver(), restart_s=60.0)
+    with pytest.raises(Shutdown):
+        patient.prepare(on_gpu(), report)
     assert cloud.commands[-1] == ("systemctl", "reboot")
     cloud.nvidia_smi(WORKS)
     assert cloud.driver(boot="boot-2").prepare(on_gpu(), quiet) == "580.95.05"
