@@ -2,6 +2,7 @@
 
 status/logs/agent.log, server.log, engine.log   one line per line: `2026-07-01T12:00:00.123Z text`
 status/logs/boot.log                            cloud-init and stage 0
+status/logs/kernel.log                          the kernel's warnings since boot: Xid events, memory, disks
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ MOST_BYTES = 256 * 1024  # per log
 FIRST_LINES = 3000  # of the journal, when the agent starts
 EVERY_S = 30.0
 TOOL_TIMEOUT_S = 20.0
+WANTED = {name: tuple(f"--unit={unit}" for unit in units) for name, units in LOG_UNITS.items()} | {
+    "kernel": ("--dmesg", "--priority=warning")
+}
+"""What journalctl is asked for, by log."""
 Run = Callable[[tuple[str, ...]], bytes]
 
 
@@ -33,8 +38,8 @@ class _Entry(msgspec.Struct, frozen=True):
     message: str | list[int] | None = msgspec.field(name="MESSAGE", default=None)
 
 
-def journal_argv(units: tuple[str, ...], cursor: str | None) -> tuple[str, ...]:
-    """What the journal holds of the units: the newest lines, or all after `cursor`."""
+def journal_argv(wanted: tuple[str, ...], cursor: str | None) -> tuple[str, ...]:
+    """What the journal holds of what is wanted: the newest lines, or all after `cursor`."""
     begin = f"--lines={FIRST_LINES}" if cursor is None else f"--after-cursor={cursor}"
     return (
         "journalctl",
@@ -43,7 +48,7 @@ def journal_argv(units: tuple[str, ...], cursor: str | None) -> tuple[str, ...]:
         "--no-pager",
         "--quiet",
         begin,
-        *(f"--unit={unit}" for unit in units),
+        *wanted,
     )
 
 
@@ -88,7 +93,7 @@ class Uploads:
         self._mailbox = mailbox
         self._run = run
         self._clock = clock
-        self._logs = {name: Log() for name in LOG_UNITS}
+        self._logs = {name: Log() for name in WANTED}
         self._due_at = 0.0
 
     def hurry(self) -> None:
@@ -101,7 +106,7 @@ class Uploads:
             return
         self._due_at = now + EVERY_S
         for name, log in self._logs.items():
-            if log.feed(self._run(journal_argv(LOG_UNITS[name], log.cursor))):
+            if log.feed(self._run(journal_argv(WANTED[name], log.cursor))):
                 self._mailbox.put(f"{LOGS}{name}.log", log.content())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.agent.uploads import EVERY_S, Log, Uploads, journal_argv
+from runtime.agent.uploads import EVERY_S, WANTED, Log, Uploads, journal_argv
 from runtime.mailbox import FolderMailbox
 from runtime.vm import LOG_UNITS
 
@@ -35,8 +35,8 @@ class Journal:
 
     def run(self, argv: tuple[str, ...]) -> bytes:
         self.asked.append(argv)
-        unit = next(word for word in argv if word.startswith("--unit="))
-        return self.answers.pop(unit.removeprefix("--unit="), b"")
+        first = next(word for word in argv if word.startswith(("--unit=", "--dmesg")))
+        return self.answers.pop(first.removeprefix("--unit="), b"")
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def mailbox(tmp_path: Path) -> FolderMailbox:
 
 def test_the_first_question_is_for_the_newest_lines_and_the_next_for_what_came_since() -> None:
     common = ("journalctl", "--output=json", "--output-fields=MESSAGE", "--no-pager", "--quiet")
-    assert journal_argv(("a.service", "b.service"), None) == (
+    assert journal_argv(("--unit=a.service", "--unit=b.service"), None) == (
         *common,
         "--lines=3000",
         "--unit=a.service",
         "--unit=b.service",
     )
-    assert journal_argv(("a.service",), "s=1;i=2") == (*common, "--after-cursor=s=1;i=2", "--unit=a.service")
+    assert journal_argv(("--unit=a.service",), "s=1;i=2") == (*common, "--after-cursor=s=1;i=2", "--unit=a.service")
 
 
 def test_a_log_has_one_line_per_line_with_its_time_as_on_local(mailbox: FolderMailbox) -> None:
@@ -63,6 +63,16 @@ def test_a_log_has_one_line_per_line_with_its_time_as_on_local(mailbox: FolderMa
         "2026-07-01T12:00:00.001Z two",
         "2026-07-01T12:00:00.001Z lines",
     ]
+
+
+def test_the_kernels_warnings_are_a_log_of_their_own(mailbox: FolderMailbox) -> None:
+    """The doctor reads Xid events there where no SSH leads to the machine."""
+    fell = "NVRM: Xid (PCI:0000:00:1e): 79, GPU has fallen off the bus."
+    journal = Journal({"--dmesg": lines(entry(0, fell))})
+    Uploads(mailbox, journal.run, lambda: journal.now).upload()
+    assert (mailbox.get("status/logs/kernel.log") or b"").decode() == f"2026-07-01T12:00:00.000Z {fell}\n"
+    (asked,) = [argv for argv in journal.asked if "--dmesg" in argv]
+    assert "--priority=warning" in asked
 
 
 def test_messages_that_are_no_text_are_kept_as_far_as_they_can_be_read() -> None:
@@ -91,7 +101,7 @@ def test_a_log_that_has_not_grown_is_not_sent_again(mailbox: FolderMailbox) -> N
     journal.now += EVERY_S
     uploads.upload()
     assert mailbox.get("status/logs/agent.log") is None
-    assert "--after-cursor=s=1;i=0" in journal.asked[-len(LOG_UNITS)]
+    assert "--after-cursor=s=1;i=0" in journal.asked[-len(WANTED)]
 
 
 def test_the_journal_is_read_every_half_minute_and_at_once_after_a_failure(mailbox: FolderMailbox) -> None:
@@ -100,7 +110,7 @@ def test_the_journal_is_read_every_half_minute_and_at_once_after_a_failure(mailb
     uploads.upload()
     journal.now += EVERY_S - 1
     uploads.upload()
-    assert len(journal.asked) == len(LOG_UNITS)
+    assert len(journal.asked) == len(WANTED)
     uploads.hurry()
     uploads.upload()
-    assert len(journal.asked) == 2 * len(LOG_UNITS)
+    assert len(journal.asked) == 2 * len(WANTED)
