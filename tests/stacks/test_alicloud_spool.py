@@ -109,3 +109,13 @@ def test_destroy_empties_the_account(stack: AlicloudStack) -> None:
     stack.up()
     stack.destroy()
     assert not stack.cloud.things
+
+
+def test_a_preview_knows_that_oss_is_closed_where_there_is_a_bucket_to_try_it_with(tmp_path: Path) -> None:
+    cloud = AlicloudCloud(is_public_oss_forbidden=True)
+    stack = make_stack(tmp_path, cloud)
+    assert any("OSS from outside is unknown" in text for text in stack.preview().messages("WARNING"))
+    cloud.plant("oss/bucket:Bucket", {"bucket": "deployctl-other-mailbox-01"})
+    assert "deployctl up --mailbox cloud_assistant" in stack.refused()
+    cloud.is_public_oss_forbidden = False
+    assert not any("OSS from outside" in text for text in stack.preview().messages("WARNING"))
