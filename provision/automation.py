@@ -377,6 +377,17 @@ def _is_stale(text: str) -> bool:
 
 
 def _locked(name: str, text: str) -> LockedError:
-    holder = _HOLDER.search(text)
-    who = f"pulumi of {holder['user']} on {holder['host']}, pid {holder['pid']}" if holder else text.strip()
-    return LockedError(f"another command works on {name}", why=who, next_command=f"deployctl status {name}")
+    """Names the holder; on this machine also how to end it, on another one how to look at it."""
+    what, holder = f"another command works on {name}", _HOLDER.search(text)
+    if holder is None:
+        return LockedError(
+            f"another command works on {name}", why=text.strip(), next_command=f"deployctl status {name}"
+        )
+    is_here = holder["host"] == socket.gethostname()
+    return LockedError(
+        what,
+        why=f"pulumi of {holder['user']} on {holder['host']}, pid {holder['pid']}",
+        next_command=f"kill -INT {holder['pid']}, or wait for it; then the same command again"
+        if is_here
+        else f"deployctl status {name}",
+    )

@@ -189,13 +189,22 @@ class CloudTarget:
 
     def _half_made(self) -> str | None:
         """What to say about resources of an `up` that did not come to its end."""
-        made = [item for item in self.stack.resources() if item.get("custom") and item["type"].split(":")[0] in CLOUDS]
+        made = self._made()
         if not made:
             return None
         return (
-            f"an `up` was cut off: {len(made)} resources exist and may cost money; "
+            f"an `up` was cut off: {made} resources exist and may cost money; "
             f"deployctl up --name {self.name} goes on, deployctl down {self.name} deletes them"
         )
+
+    def _made(self) -> int:
+        """Resources of the cloud that the stack knows."""
+        kinds = (str(item["type"]).split(":")[0] for item in self.stack.resources() if item.get("custom"))
+        return sum(kind in CLOUDS for kind in kinds)
+
+    def is_there(self) -> bool:
+        """Whether anything of it is in the cloud, a disk that was kept included: what is somewhere stays there."""
+        return self._made() > 0 or self.settings.weights_disk is not None
 
     def status(self) -> Status | None:
         """What this instance reported last since it was switched on; None before its first word. Raises BucketError."""
@@ -283,10 +292,12 @@ class CloudTarget:
                 why="its stack holds no config",
                 next_command=f"deployctl down {self.name} --cloud aws --region us-east-1",
             )
+        region = self.exports.region
         if keep_disk:
             self._keep_disk()
         deleted, failed = self._destroy(report) if resources else (0, False)
-        sweep = sweep_away(spec.cloud, spec.region, self.name, report, keep_disk=keep_disk)
+        # The config may ask for another region already, which `up` then refused.
+        sweep = sweep_away(spec.cloud, region or spec.region, self.name, report, keep_disk=keep_disk)
         forget_files(self.name)
         if (sweep.is_clean or not failed) and not (keep_disk and self.settings.weights_disk):
             self.stack.delete(force=failed)

@@ -42,9 +42,9 @@ RESOURCE_TYPES = (
 )
 
 
-def make_provider(spec: DeploymentSpec) -> alicloud.Provider:
+def make_provider(spec: DeploymentSpec, options: pulumi.ResourceOptions) -> alicloud.Provider:
     """The spec's region of the account whose credentials are found."""
-    return alicloud.Provider(f"{spec.name}-alicloud", region=spec.region)
+    return alicloud.Provider(f"{spec.name}-alicloud", region=spec.region, opts=options)
 
 
 class AlicloudGpuVm(GpuVm):

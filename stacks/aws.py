@@ -54,10 +54,11 @@ RESOURCE_TYPES = (
 )
 
 
-def make_provider(spec: DeploymentSpec) -> aws.Provider:
+def make_provider(spec: DeploymentSpec, options: pulumi.ResourceOptions) -> aws.Provider:
     """The spec's region; its default tags reach everything that can be tagged, disks of the machine too."""
     named = {"Name": f"deployctl-{spec.name}", **tags(spec.name, spec.tags)}
-    return aws.Provider(f"{spec.name}-aws", region=spec.region, default_tags=aws.ProviderDefaultTagsArgs(tags=named))
+    default = aws.ProviderDefaultTagsArgs(tags=named)
+    return aws.Provider(f"{spec.name}-aws", region=spec.region, default_tags=default, opts=options)
 
 
 class AwsGpuVm(GpuVm):

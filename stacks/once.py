@@ -34,6 +34,23 @@ class SshKey:
     private: pulumi.Output[str | None]
 
 
+def pin_region(spec: DeploymentSpec) -> local.Command:
+    """What everything of the cloud waits for: it fails when a stack that exists is asked for in another region.
+
+    There it would be made anew beside what is left here, under names that an account has only once. A preview cannot
+    see it: it shows this command as one to update.
+    """
+    refusal = (
+        f"the region of {spec.name} cannot change: `deployctl down {spec.name}` (or `pulumi destroy`) comes first, "
+        "or another name for the other region"
+    )
+    return local.Command(
+        f"{spec.name}-region",
+        create=f"echo {shlex.quote(spec.region or '')}",
+        update=f"echo {shlex.quote(refusal)} >&2; exit 1",
+    )
+
+
 def make_api_key(spec: DeploymentSpec, settings: StackSettings, parent: pulumi.Resource) -> pulumi.Output[str]:
     """The user's own key, else a random one of 256 bits, and another one for each round. Secret."""
     if spec.api_key is not None:

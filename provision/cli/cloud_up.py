@@ -192,7 +192,7 @@ def refuse_fixed(old: DeploymentSpec | None, spec: DeploymentSpec) -> None:
             raise UsageError(
                 f"{name} cannot change while {spec.name} runs, or while anything of it is left",
                 why=f"{name}: {getattr(old, name)} → {getattr(spec, name)}",
-                next_command=f"deployctl down {spec.name}, then deployctl up again; or deployctl up with another --name",
+                next_command=f"deployctl down {spec.name}, then deployctl up again; or another --name",
             )
 
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from provision.catalog import INSTANCE_TYPES
 from provision.costs import GP3_USD_PER_GIB_MONTH, HOURS_PER_MONTH, NAT_USD_PER_HOUR, PUBLIC_IPV4_USD_PER_HOUR
 from provision.naming import TAG, WEIGHTS_TAG, bucket_prefix, resource_name
 from provision.sweep.aws_account import ATTEMPTS, Account, Json, Probe, tags_of
-from provision.sweep.aws_calls import call, delete, empty_bucket
+from provision.sweep.aws_calls import NO_ANSWER, call, delete, empty_bucket
 from provision.sweep.model import GLOBAL, Leftover, Step, Unknown, is_mailbox, is_ours
 
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "Forbidden", "403")
@@ -321,7 +321,7 @@ class AwsSearch:
             return _refused(probe, error)
         except NoCredentialsError:
             return Unknown(kind, "no AWS credentials were found", probe.permission)
-        except BotoCoreError as error:
+        except NO_ANSWER as error:
             return Unknown(kind, str(error), probe.permission)
 
     def delete(self, leftover: Leftover) -> str | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from provision.naming import TAG
-from provision.sweep.aws_calls import call
+from provision.sweep.aws_calls import NO_ANSWER, call
 from provision.sweep.model import Argument, Leftover, Step
 
 ATTEMPTS = 5
@@ -39,7 +39,7 @@ class Account:
             return self._clients[service]
 
     def ask(self, service: str, operation: str, key: str, arguments: Json | None = None) -> Iterator[Json]:
-        """Items under `key` of every page. Raises ClientError, BotoCoreError."""
+        """Items under `key` of every page. Raises ClientError and what is in NO_ANSWER."""
         client = self.client(service)
         given = dict(arguments or {})
         if client.can_paginate(operation):
@@ -72,7 +72,7 @@ class Account:
         if self._vpc_ids is None:
             try:
                 self._vpc_ids = tuple(item["VpcId"] for item in self.tagged("describe_vpcs", "Vpcs"))
-            except (ClientError, BotoCoreError):
+            except (ClientError, *NO_ANSWER):
                 self._vpc_ids = ()
         return self._vpc_ids
 

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from provision.sweep.model import GLOBAL, Argument, Call, EmptyBucket, Leftover, Step
 
+# Nothing came, or something that is no answer of AWS: a page of a proxy on the way.
+NO_ANSWER = (BotoCoreError, ResponseParserError)
 COMMAND_OF = {"s3": "s3api"}
 BATCH = 1000  # objects that one call deletes at most
 GONE = r"NotFound|NoSuch"
@@ -54,7 +57,7 @@ def delete(leftover: Leftover, session: Any) -> str | None:
             found = error.response.get("Error", {})
             if not re.search(GONE, str(found.get("Code", ""))):
                 return f"{found.get('Code')}: {found.get('Message')}"
-        except BotoCoreError as error:
+        except NO_ANSWER as error:
             return str(error)
     return None
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ from typing import Any, Protocol
 import boto3
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from provision.naming import TAG
 from provision.render import hub_object
@@ -39,10 +37,10 @@ from tests.lab.alicloud_account import AccountApi, alicloud_account, read_accoun
 from tests.lab.aws_stack import KEYS
 from tests.lab.laptop import Done, Laptop, laptop_env
 from tests.lab.metadata_service import RoleCredentials, serve_metadata
+from tests.lab.moto_server import serve_moto
 from tests.lab.network import GUEST, OPERATOR
 from tests.lab.rootfs import Suite
 
-logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server: a line per request
 MADE_S = 120.0  # until the account has a machine, or has none any more
 ENDS_S = 300.0
 NEIGHBOURS = "203.0.113.0/24"  # the operator's network
@@ -73,12 +71,7 @@ class CloudAccount(Protocol):
 class AwsAccount:
     """moto's, in the operator's network; S3 is the object store."""
 
-    def __init__(self, at: Site) -> None:
-        with at.network.operator.network_entered():
-            self._server = ThreadedMotoServer(OPERATOR, 0, verbose=False)
-            self._server.start()
-        host, port = self._server.get_host_and_port()
-        url = f"http://{host}:{port}"
+    def __init__(self, at: Site, url: str) -> None:
         self.environment = {**KEYS, **at.environment, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": REGION["aws"]}
         self._network = at.network
         self._ec2: Any = boto3.client("ec2", region_name=REGION["aws"], endpoint_url=url)
@@ -95,9 +88,6 @@ class AwsAccount:
         role = made.get("IamInstanceProfile", {}).get("Arn", "").rpartition("/")[2] or None
         zone = made["Placement"]["AvailabilityZone"]
         return Machine(id, zone, made["ImageId"], made["PrivateIpAddress"], base64.b64decode(data).decode(), role)
-
-    def end(self) -> None:
-        self._server.stop()
 
 
 class AlicloudAccount:
@@ -192,9 +182,9 @@ def open_account(at: Site, folder: Path, stack: ExitStack) -> CloudAccount:
     if at.provider == "aws":
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr("moto.ec2.models.elastic_ip_addresses.random_ip", lambda: GUEST)
-        account = AwsAccount(at)
-        stack.callback(account.end)
-        return account
+        with at.network.operator.network_entered():
+            url = stack.enter_context(serve_moto(OPERATOR))
+        return AwsAccount(at, url)
     with at.network.operator.network_entered():
         api = stack.enter_context(alicloud_account(folder / "alicloud.json", GUEST.removesuffix("10")))
     return AlicloudAccount(at, api)

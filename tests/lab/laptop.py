@@ -5,7 +5,6 @@ Commands run in processes of their own, which the nursery forks; `cold` starts a
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import subprocess
@@ -18,7 +17,6 @@ from typing import Any, Self
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from provision.naming import TAG
 from provision.sweep.model import is_mailbox
@@ -28,11 +26,11 @@ from tests.lab import alicloud_cloud, pulumi_accounts, pulumi_cli
 from tests.lab.alicloud_account import AccountApi, FileCloud, alicloud_account, read_account
 from tests.lab.alicloud_cloud import Thing
 from tests.lab.aws_stack import KEYS
+from tests.lab.moto_server import serve_moto
 from tests.lab.nursery import ROOT, nursery
 from tests.lab.object_store import OWNER, ObjectStore
 from tests.lab.small_wheel import make_small_wheel
 
-logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's server: a line per request
 AWS_REGION = pulumi_accounts.REGION
 ALICLOUD_REGION = alicloud_cloud.REGION
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
@@ -140,20 +138,15 @@ class AwsLaptop(Laptop):
 @contextmanager
 def aws_laptop(home: Path) -> Iterator[AwsLaptop]:
     """In eu-west-1; this process has the account's keys too."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    own = {**KEYS, "AWS_ENDPOINT_URL": url, "AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": AWS_REGION}
-    env = laptop_env(home, "aws_account", own)
-    words = ["--cloud", "aws", "--region", AWS_REGION, "--instance-type", "g5.xlarge", "--model", MODEL]
-    words += ["--allowed-cidrs", "127.0.0.0/8", "--runtime-wheel", str(make_small_wheel(home))]
-    with pytest.MonkeyPatch.context() as patch:
+    with serve_moto() as url, pytest.MonkeyPatch.context() as patch:
+        own = {**KEYS, "AWS_ENDPOINT_URL": url, "AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": AWS_REGION}
+        env = laptop_env(home, "aws_account", own)
+        words = ["--cloud", "aws", "--region", AWS_REGION, "--instance-type", "g5.xlarge", "--model", MODEL]
+        words += ["--allowed-cidrs", "127.0.0.0/8", "--runtime-wheel", str(make_small_wheel(home))]
         for name, value in env.items():
             patch.setenv(name, value)
         ec2, s3 = (boto3.client(name, region_name=AWS_REGION, endpoint_url=url) for name in ("ec2", "s3"))
         yield AwsLaptop(home, env, tuple(words), ec2, s3)
-    server.stop()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from provision.errors import NotFoundError, PlanError, StoppedError
+from provision.errors import LockedError, NotFoundError, PlanError, StoppedError, UsageError
 from provision.naming import WEIGHTS_TAG
 from tests.lab.laptop import AWS_REGION, AwsLaptop, aws_laptop
 
@@ -52,6 +53,10 @@ def test_ctrl_c_then_up_again_then_down_without_any_state(laptop: AwsLaptop) -> 
     (machine,) = laptop.machines("code")
     assert "an `up` was cut off" in laptop.run("status", "code").stdout
 
+    moved = laptop.run(*words, "--region", "us-east-1")
+    assert moved.returncode == UsageError.exit_code
+    assert "region cannot change while code runs, or while anything of it is left" in moved.stderr
+
     again = laptop.run(*words)
     assert again.returncode == 0, again.stderr
     assert [item["InstanceId"] for item in laptop.machines("code")] == [machine["InstanceId"]]
@@ -62,6 +67,21 @@ def test_ctrl_c_then_up_again_then_down_without_any_state(laptop: AwsLaptop) -> 
     assert lost.returncode == 0
     assert f"left over: instance {machine['InstanceId']}" in lost.stderr.lower()
     assert laptop.machines("code") == []
+
+
+def test_down_while_an_up_is_at_work_names_its_process_and_how_to_end_it(laptop: AwsLaptop) -> None:
+    hold = laptop.home / "hold"
+    (laptop.home / "hold.begun").unlink(missing_ok=True)
+    hold.touch()
+    busy = laptop.start("up", "busy", *laptop.words, "--no-wait", "--yes")
+    wait_for(laptop.home / "hold.begun")
+    refused = laptop.run("down", "busy")
+    hold.unlink()
+    busy.communicate(timeout=120)
+    assert refused.returncode == LockedError.exit_code
+    (pid,) = re.findall(r"pulumi of \S+ on \S+, pid (\d+)", refused.stderr)
+    assert f"next: kill -INT {pid}, or wait for it; then the same command again" in refused.stderr
+    assert "0 resources left" in laptop.run("down", "busy").stdout
 
 
 def volumes(laptop: AwsLaptop, name: str) -> list[str]:

@@ -98,3 +98,13 @@ def test_paths_in_the_config_start_from_the_projects_folder(stack: AwsStack) -> 
     stack.configure(ssh_public_key="tests/lab/no-such-key.pub")
     root = Path(__file__).resolve().parents[2]
     assert f"{root}/tests/lab/no-such-key.pub cannot be read" in stack.refused()
+
+
+def test_a_stack_that_exists_stays_in_its_region_and_loses_nothing_by_the_attempt(stack: AwsStack) -> None:
+    stack.up()
+    before = stack.instance()["InstanceId"]
+    stack.configure(region="us-east-1")
+    assert "the region of " in (said := stack.failed())
+    assert "cannot change: `deployctl down " in said
+    assert stack.instance()["InstanceId"] == before
+    assert stack.engine.run.names("delete") == []
