@@ -9,10 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from provision.wheel import build_from_checkout
+from tests.lab.packages import ROOT, with_replaced
 
 DEPLOYCTL = (sys.executable, "-c", "from provision.cli import main; main()")
 UP_TIMEOUT_S = 600.0  # the first `up` converts the demo model
@@ -84,6 +88,17 @@ class Home:
     def status_code(self, name: str) -> int:
         done = subprocess.run([*DEPLOYCTL, "status", name], env=self.env, capture_output=True, check=False)
         return done.returncode
+
+
+def new_version(folder: Path, version: str) -> Path:
+    """This checkout's wheel, which says that it is another version."""
+    built = build_from_checkout(ROOT)
+    with zipfile.ZipFile(built.path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(name).decode().splitlines(keepends=True)
+    said = [f"Version: {version}\n" if line.startswith("Version: ") else line for line in lines]
+    made = with_replaced(built, {name: "".join(said).encode()}, folder).path
+    return made.rename(folder / f"deployctl-{version}-py3-none-any.whl")
 
 
 def free_port() -> int:

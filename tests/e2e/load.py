@@ -32,7 +32,8 @@ class Outcomes:
 class Load:
     """`clients` of one endpoint, half of them with streams, each on a connection that it keeps. A context manager.
 
-    `place`: where each of them lives, another network namespace for example. Every request counts as `fine` when it was answered whole with at least one token.
+    `place`: where each of them lives, another network namespace for example. Every request counts as `fine` when it was
+    answered whole with at least one token.
     """
 
     def __init__(

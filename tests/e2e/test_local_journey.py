@@ -19,7 +19,8 @@ from pydantic import BaseModel, Field
 
 from provision import process
 from runtime.deployment import Weights
-from tests.e2e.journey import Home, free_port, kill, wait_for
+from tests.e2e.journey import Home, free_port, kill, new_version, wait_for
+from tests.e2e.load import Load
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
 NAME = "chat"
@@ -239,12 +240,19 @@ class PortWatch(threading.Thread):
         self.join()
 
 
-def test_a_redeploy_changes_the_limit_and_keeps_the_port_open(home: Home, client: OpenAI, port: int) -> None:
+def test_a_redeploy_with_a_new_server_version_and_limit_refuses_and_resets_none_of_8_clients(
+    home: Home, client: OpenAI, port: int, tmp_path: Path
+) -> None:
+    wheel = new_version(tmp_path, "99.1")
     watch = PortWatch(port)
     watch.start()
-    done = home.run("redeploy", NAME, "--max-model-len", "64", "--yes")
+    with Load(str(client.base_url).rstrip("/"), client.api_key, "demo", clients=8) as asked:
+        done = home.run("redeploy", NAME, "--max-model-len", "64", "--runtime-wheel", str(wheel), "--yes")
     watch.end()
     assert "max_model_len: (default) → 64" in done.stderr
+    assert "requests were held for " in done.stderr
+    assert asked.outcomes.wrong == {}
+    assert asked.outcomes.counts["fine"] > 8
     assert watch.tries > 10
     assert watch.refused == 0
     with pytest.raises(APIStatusError) as caught:
