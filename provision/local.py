@@ -92,6 +92,7 @@ class LocalTarget:
         wanted = current.release if current else None
         known = status is not None and (status.release == wanted or status.error is not None)
         shown = status if known and record is not None else None
+        last_words = status if known and status is not None and status.phase == "stopped" else shown
         return Observation(
             name=self.name,
             target="local",
@@ -102,8 +103,8 @@ class LocalTarget:
             percent=shown.percent if shown else None,
             bytes=shown.bytes if shown else None,
             eta_s=shown.eta_s if shown else None,
-            error=shown.error if shown else None,
-            hint=shown.hint if shown else None,
+            error=last_words.error if last_words else None,
+            hint=last_words.hint if last_words else None,
             held_s=shown.held_s if shown else None,
             wanted_release=wanted,
             release=status.release if status else None,

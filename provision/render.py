@@ -20,7 +20,7 @@ from runtime.deployment import (
     Setup,
     encode,
 )
-from runtime.mailbox import CURRENT, HUB_SECRET, KEYS, Current, release_key
+from runtime.mailbox import CURRENT, HUB_SECRET, KEYS, LIFE, Current, Life, release_key
 
 ANY_HOST = "0.0.0.0"
 
@@ -81,6 +81,7 @@ def render(
             sha256=wheel.sha256,
             index_url=spec.pip_index,
         )
+    objects.append((LIFE, encode(Life(idle_stop_s=spec.idle_stop_seconds))))
     objects.append((CURRENT, encode(current)))
     return Order(release, spec.port, api_key, stored_spec(spec), tuple(objects), wheel)
 

@@ -11,7 +11,7 @@ from provision.spec import DeploymentSpec, Problem, nearest
 CLOUD_ONLY = (
     "region", "zones", "instance_type", "egress", "allowed_cidrs", "vpc_id", "subnet_id",
     "security_group_id", "bandwidth_mbps", "image", "disk_gib", "spot", "capacity_reservation", "ttl",
-    "idle_stop", "tags", "weights_disk_gib", "wait", "mailbox",
+    "tags", "weights_disk_gib", "wait", "mailbox",
 )  # fmt: skip
 LOCAL_HAS_NOT = ("ssh_public_key", "domain", "tls_cert", "tls_key", "proxy", "pip_index")
 ANYWHERE = "0.0.0.0/0"
@@ -46,6 +46,9 @@ def _target(spec: DeploymentSpec) -> Iterator[Problem]:
         if spec.endpoint == "intranet":
             yield _problem("endpoint", f"intranet needs a cloud's VPC, and this is {spec.cloud}", "public", "cloud")
     if spec.cloud == "host":
+        if spec.idle_stop_seconds:
+            reason = "would save nothing: the machine is your own; `deployctl down` frees its GPU"
+            yield _problem("idle_stop", reason, "0", "cloud")
         if spec.tls == "acme":
             yield _problem("tls", "acme on a host is not yet supported", "pinned", "cloud")
         if spec.ssh_public_key is not None:
@@ -149,6 +152,8 @@ def _money(spec: DeploymentSpec) -> Iterator[Problem]:
         yield _problem("capacity_reservation", "cannot hold a spot instance; choose one", None, "spot")
     if spec.spot and spec.idle_stop_seconds:
         yield _problem("idle_stop", "a spot instance cannot be stopped, only deleted: use ttl", "0", "spot")
+    if spec.cloud == "aws" and spec.idle_stop_seconds and spec.egress in ("bundle", "none") and spec.vpc_id is None:
+        yield _problem("idle_stop", f"needs a way to EC2's API, and egress is {spec.egress}: use ttl", "0", "egress")
     if spec.capacity_reservation and len(spec.instance_type) > 1:
         yield _problem("instance_type", "a reservation holds one type", spec.instance_type[0], "capacity_reservation")
     if 0 < spec.ttl_seconds < 1800:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runtime.agent import overlay, phases
+from runtime.agent.control import SupervisorClient
 from runtime.agent.files import PRIVATE, Access
 from runtime.agent.releases import Release
 from runtime.agent.serving import Health, probe_health
@@ -77,6 +78,10 @@ class Machine(Protocol):
         """Something has failed: what helps to understand it should be in the mailbox soon."""
         ...
 
+    def switch_off(self) -> None:
+        """Ends all of this, because nobody uses it. Raises PowerError, UnitError."""
+        ...
+
     def settle(self, release: Release) -> bool:
         """`release` is ready, the one before is needed for a rollback only. True: the agent itself must start again,
         to run the version that the release brings."""
@@ -127,6 +132,9 @@ class LocalMachine:
 
     def note_failure(self) -> None:
         return None
+
+    def switch_off(self) -> None:
+        SupervisorClient(self.run_dir).shutdown()
 
     def settle(self, release: Release) -> bool:
         return False

@@ -21,6 +21,7 @@ import msgspec
 
 from runtime.agent.control import SupervisorClient
 from runtime.agent.fingerprint import Fingerprints
+from runtime.agent.idle import IdleClock, IdleStop
 from runtime.agent.machine import LocalMachine, Machine
 from runtime.agent.releases import Failure, Release, ReleaseError, Releases
 from runtime.agent.serving import LOAD_EXITS, Serving, failure_of
@@ -90,6 +91,7 @@ class Agent:
             settings.load_s,
             settings.no_progress_s,
         )
+        self._idle = IdleStop(IdleClock(machine.run_dir, machine.state), mailbox, self._board, machine.switch_off)
         self._working_on: Current | None = None
         self._settled: Settled | None = None
         self._before: Release | None = None
@@ -245,6 +247,7 @@ class Agent:
     ) -> None:
         release.mark_ready()
         self._releases.prune()
+        self._idle.begin(release)
         hint = "; ".join(text for text in (self._machine.warning(), warning) if text) or None
         exits = self._units.state("server").exits
         self._settled = Settled(wanted, release, hint=hint, held_s=held_s, server_exits=exits)
@@ -330,6 +333,8 @@ class Agent:
         if release is None:
             self._board.repeat()
             return
+        if self._idle.is_ending:
+            return
         units = (self._units.state("engine"), self._units.state("server"))
         for unit in units:
             if unit.state == "failed":
@@ -351,12 +356,14 @@ class Agent:
         if health is not None and health.ready and all(unit.state == "running" for unit in units):
             settled.seen, settled.moved_at = pids, now
             settled.server_exits = units[1].exits
+            if self._idle.is_over(release):
+                return
             self._board.post(
                 release.id,
                 "ready",
                 Progress(percent=100.0),
                 error=settled.error,
-                hint=settled.hint,
+                hint="; ".join(text for text in (settled.hint, self._idle.warning) if text) or None,
                 held_s=settled.held_s,
             )
             return

@@ -333,7 +333,10 @@ class Supervisor:
         self._agent_lost = lost
 
     def _say_stopped(self) -> None:
-        self._rewrite_status(phase="stopped")
+        """Unless the agent has said so, with its reason."""
+        data = FolderMailbox(self._mailbox).get(STATUS)
+        if data is not None and decode_status(data).phase != "stopped":
+            self._rewrite_status(phase="stopped")
 
     def _rewrite_status(self, *, phase: Phase | None = None, error: str | None = None, hint: str | None = None) -> None:
         mailbox = FolderMailbox(self._mailbox)

@@ -30,6 +30,7 @@ from runtime.agent.life import LifeWatch
 from runtime.agent.main import Agent, Settings, follow_signals
 from runtime.agent.metadata import Metadata, MetadataError
 from runtime.agent.packages import install_packages
+from runtime.agent.power import stop_instance
 from runtime.agent.releases import Release, Releases
 from runtime.agent.rounds import Rounds
 from runtime.agent.serving import Health, probe_health
@@ -89,6 +90,7 @@ class VmMachine:
     uploads: Uploads
     rounds: Rounds
     front: Front
+    switch: Callable[[], None]  # switches this instance off by its cloud's API; raises PowerError
     run_dir: Path = RUN_DIR
     open_port: Callable[[str, int], bool] = open_socket
     run_tool: disk.Run = disk.run_command
@@ -165,6 +167,10 @@ class VmMachine:
     def note_failure(self) -> None:
         self.uploads.hurry()
         self.rounds.wake()
+
+    def switch_off(self) -> None:
+        self.rounds.go_once()  # the last words
+        self.switch()
 
     def settle(self, release: Release) -> bool:
         moved = self.software.adopt(release)
@@ -305,6 +311,7 @@ def run(vm_file: Path) -> int:
         uploads=uploads,
         rounds=rounds,
         front=Front(STATE_DIR),
+        switch=lambda: stop_instance(vm, instance_id),
         formats_disks=vm.provider != "host",
     )
     rounds.start()

@@ -35,7 +35,10 @@ def create_app(service: Service) -> FastAPI:
             await hold.predecessor_gone()
             await service.engine.run()
 
-        tasks = [asyncio.create_task(work) for work in (follow_engine(), service.model.load(), hold.run())]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (follow_engine(), service.model.load(), hold.run(), service.tell_activity())
+        ]
         with service.log.running():
             yield
         for task in tasks:

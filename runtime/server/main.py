@@ -92,6 +92,7 @@ def _serve(
         metrics=Metrics(deployment.model.served_name),
         rates=Rates(),
         log=RequestLog(deployment.request_log),
+        run_dir=run_dir,
         pool=pool,
         started=int(time.time()),
     )

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from runtime.deployment import Deployment
+from runtime.server.activity import keep_activity
 from runtime.server.auth import KeyRing
 from runtime.server.engine_client import EngineClient
 from runtime.server.errors import ApiError, bounded, invalid, not_ready
@@ -35,8 +37,13 @@ class Service:
     metrics: Metrics
     rates: Rates
     log: RequestLog
+    run_dir: Path
     pool: ThreadPoolExecutor
     started: int  # seconds since the epoch
+
+    async def tell_activity(self) -> None:
+        """Until it is cancelled."""
+        await keep_activity(self.run_dir, self.engine, self.metrics)
 
     @property
     def name(self) -> str:

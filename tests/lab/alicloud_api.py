@@ -71,6 +71,7 @@ class AlicloudApi:
     attached: dict[str, list[str]] = field(default_factory=dict)  # policies by role
     associated: set[str] = field(default_factory=set)  # addresses that a machine holds
     buckets: dict[str, list[str]] = field(default_factory=dict)  # keys by bucket
+    stopped: dict[str, str] = field(default_factory=dict)  # mode by machine
     uploads: dict[str, list[str]] = field(default_factory=dict)  # keys of unfinished uploads by bucket
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
@@ -146,6 +147,8 @@ class AlicloudApi:
         if action == "UnassociateEipAddress":
             self.associated.discard(arguments["AllocationId"])
             return 200, {"RequestId": "1"}
+        if action == "StopInstance":
+            return self._stop(arguments)
         if action not in DELETIONS:
             return 404, {"Code": "InvalidAction.NotFound", "Message": f"{action} is not known here"}
         if action == "DeleteRole" and self.attached.get(role):
@@ -159,6 +162,15 @@ class AlicloudApi:
         if len(kept) == len(self.items[listed]):
             return 404, {"Code": f"Invalid{argument}.NotFound", "Message": "there is no such thing"}
         self.items[listed] = kept
+        return 200, {"RequestId": "1"}
+
+    def _stop(self, arguments: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        machines = {item["InstanceId"]: item for item in self.items["DescribeInstances"]}
+        machine = machines.get(arguments["InstanceId"])
+        if machine is None:
+            return 404, {"Code": "InvalidInstanceId.NotFound", "Message": "there is no such machine"}
+        machine["Status"] = "Stopped"
+        self.stopped[machine["InstanceId"]] = arguments.get("StoppedMode", "KeepCharging")
         return 200, {"RequestId": "1"}
 
 

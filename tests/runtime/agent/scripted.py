@@ -116,6 +116,7 @@ def vm_agent(state: Path, root: Path, times: Settings) -> int:
         uploads=uploads,
         rounds=Rounds((uploads.upload, courier.sync), 0.05),
         front=Front(state, lambda _: "", state / "Caddyfile"),
+        switch=SupervisorClient(run_dir).shutdown,
         run_dir=run_dir,
         open_port=lambda address, port: False,
     )

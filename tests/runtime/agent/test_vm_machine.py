@@ -94,6 +94,7 @@ def machine(tmp_path: Path, tools: Tools) -> VmMachine:
         uploads=Uploads(mailbox, lambda _: b""),
         rounds=Rounds((), 60.0),
         front=Front(tmp_path, lambda _: "", tmp_path / "Caddyfile"),
+        switch=lambda: None,
         open_port=lambda address, port: False,
         run_tool=tools.run,
         image_mounts_stores=False,
