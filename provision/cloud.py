@@ -21,7 +21,7 @@ from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
 from provision.costs import CostItem
 from provision.errors import CloudError, FailedError, NotRunningError
-from provision.logs import parse_lines
+from provision.mailbox_logs import read_mailbox_logs
 from provision.planning import MIN_LEN
 from provision.spec import DeploymentSpec
 from provision.stack_settings import PROJECT, WEIGHTS_DISK, StackSettings, read_keys, split_config
@@ -34,7 +34,6 @@ from runtime.deployment import Deployment, decode_deployment
 from runtime.mailbox import (
     CURRENT,
     IDENTITY,
-    LOGS,
     STATUS,
     Current,
     Identity,
@@ -250,32 +249,12 @@ class CloudTarget:
         return Access(exports.endpoint, exports.api_key, spec.api_model_name, length, certificate)
 
     def logs(self, query: LogQuery) -> Iterator[LogLine]:
-        """What the machine has uploaded; it does so every few seconds. Raises CloudError."""
-        oldest = None if query.since_s is None else time.time() - query.since_s
-        last: dict[str, LogLine] = {}
-        while True:
-            try:
-                lines = self._new_lines(query, last)
-            except BucketError as error:
-                raise CloudError(f"the logs of {self.name} cannot be read", why=str(error)) from error
-            yield from (line for line in lines if oldest is None or (line.at or 0.0) >= oldest)
-            if not query.follow:
-                return
-            time.sleep(max(FOLLOW_S, mailboxes.poll_s(self.exports.mailbox)))
-
-    def _new_lines(self, query: LogQuery, last: dict[str, LogLine]) -> list[LogLine]:
-        """Lines that came after the `last` ones, by time."""
-        mailbox, found = self.mailbox, []
-        for key in mailbox.keys(LOGS):
-            unit = log_unit(key)
-            if query.units and unit not in query.units:
-                continue
-            text = (mailbox.get(key) or b"").decode("utf-8", "replace")
-            lines = list(parse_lines(unit, text.splitlines()))
-            found += lines_after(lines, last.get(unit))
-            if lines:
-                last[unit] = lines[-1]
-        return sorted(found, key=lambda line: line.at or 0.0)
+        """What the machine has uploaded; it does so every half minute, and after a failure. Raises CloudError."""
+        poll_s = max(FOLLOW_S, mailboxes.poll_s(self.exports.mailbox))
+        try:
+            yield from read_mailbox_logs(self.mailbox, query, poll_s=poll_s)
+        except BucketError as error:
+            raise CloudError(f"the logs of {self.name} cannot be read", why=str(error)) from error
 
     def remove(self, report: Report, *, keep_disk: bool = False) -> CloudRemoval:
         """Destroys the stack, then asks the cloud itself what is left, and deletes that too.
@@ -332,19 +311,6 @@ def sweep_away(cloud: str, region: str, name: str, report: Report, *, keep_disk:
             report(f"  {what} stays: {why}")
         sweep = find_leftovers(cloud, region, name, keep_weights=keep_disk, patience_s=PATIENCE_S)
     return sweep
-
-
-def log_unit(key: str) -> str:
-    """ "status/logs/engine.log" → "engine"."""
-    return key.removeprefix(LOGS).partition(".")[0]
-
-
-def lines_after(lines: list[LogLine], last: LogLine | None) -> list[LogLine]:
-    """What is new in a log whose oldest lines go: all of it when `last` is among those."""
-    for index in range(len(lines) - 1, -1, -1):
-        if lines[index] == last:
-            return lines[index + 1 :]
-    return lines
 
 
 def failure_of(target: CloudTarget, seen: Observation) -> FailedError:

@@ -11,15 +11,35 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from provision.errors import UsageError
 from provision.target import LogLine, LogQuery
+
+Level = Literal["error", "warning", "info", "debug"]
 
 UNITS = ("engine", "server", "agent", "supervisor")
 POLL_S = 0.2
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?)Z ")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
+_ERROR = re.compile(
+    r"^\W*(error|critical|fatal)\b|^Traceback |^\w*(Error|Exception)\b|\bfailed with result\b", re.IGNORECASE
+)
+_WARNING = re.compile(r"^\W*warn(ing)?\b", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+
+
+def level_of(line: LogLine) -> Level:
+    """The journal's priority where it says more than "a line of stderr"; else what the text begins with."""
+    if line.priority is not None and line.priority <= 3:
+        return "error"
+    if line.priority == 4:
+        return "warning"
+    if line.priority == 7:
+        return "debug"
+    if _ERROR.search(line.text):
+        return "error"
+    return "warning" if _WARNING.search(line.text) else "info"
 
 
 def parse_age(text: str) -> float:

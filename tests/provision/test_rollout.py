@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from provision import backend as backends
 from provision.automation import Project
-from provision.cloud import CloudTarget, Exports, lines_after, log_unit
+from provision.cloud import CloudTarget, Exports
 from provision.config import resolve
 from provision.errors import CapacityError, CloudError, PlanError
 from provision.rollout import anchored, bring_up, config_values, decide, write_config
 from provision.spec import DeploymentSpec, SpecError, parse
 from provision.stack_settings import Placement, StackSettings
-from provision.target import LogLine
 
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
 VALUES: dict[str, Any] = {"name": "chat", "cloud": "aws", "model": MODEL, "instance_type": "g5.xlarge,p4d.24xlarge"}
@@ -303,18 +302,3 @@ def test_the_place_stays_while_its_type_and_zone_are_asked_for() -> None:
     other = {**VALUES, "instance_type": "g6.xlarge"}
     assert decide(parse(other), target, NOW).placement is None
     assert decide(parse({**VALUES, "zones": "us-east-1b"}), target, NOW).placement is None
-
-
-# ---- logs in the mailbox ----
-
-
-def test_following_a_log_shows_new_lines_also_when_the_oldest_go() -> None:
-    lines = [LogLine("engine", text, float(at)) for at, text in enumerate("abcdef")]
-    assert lines_after(lines, None) == lines
-    assert lines_after(lines[2:], lines[3]) == lines[4:]
-    assert lines_after(lines[4:], lines[1]) == lines[4:]
-    assert lines_after(lines, lines[-1]) == []
-
-
-def test_the_unit_of_a_log_is_its_name() -> None:
-    assert log_unit("status/logs/engine.log") == "engine"
