@@ -287,7 +287,10 @@ def locked(state: LocalState, command: str) -> Iterator[None]:
 
     The kernel drops a flock with its process, so that a killed command blocks nobody.
     """
+    from provision.audit import note  # it reads this module
+
     descriptor = _take_lock(state, command)
+    note(state.name, command)
     try:
         yield
     finally:
@@ -313,7 +316,7 @@ def _take_lock(state: LocalState, command: str) -> int:
             if os.fstat(descriptor).st_ino == state.lock_file.stat().st_ino:
                 break
         os.close(descriptor)
-    mine = LockHolder(os.getpid(), command, _user(), time.time())
+    mine = LockHolder(os.getpid(), command, current_user(), time.time())
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, msgspec.json.encode(mine), 0)
     return descriptor
@@ -352,7 +355,8 @@ def _locked_error(name: str, holder: LockHolder | None) -> LockedError:
     )
 
 
-def _user() -> str:
+def current_user() -> str:
+    """The name of who runs this command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's uid without a passwd entry

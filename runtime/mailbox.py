@@ -7,6 +7,8 @@ On a cloud it is a bucket; on `local` and `host` a folder with the same layout:
     release/<id>/*.whl               the wheel of this release (clouds and hosts)    user writes, machine reads
     release/life.json                Life: when the machine ends by itself           user writes, machine reads
     release/keys.json                [ApiKey]                                        user writes, machine reads
+    release/asked.json               Asked: who gave the last order                  user writes, machine reads
+    release/lock.json                who works on the deployment (provision.lease)   user writes, user reads
     bundle/wheels/index.json         {file name: SHA-256} (egress: bundle)           user writes, machine reads
     bundle/wheels/*.whl              every wheel that the machine installs           user writes, machine reads
     secrets/hub.json                 {"token": …}                                    user writes, machine reads
@@ -32,6 +34,8 @@ from runtime.deployment import Struct
 CURRENT = "release/current.json"
 KEYS = "release/keys.json"
 LIFE = "release/life.json"
+ASKED = "release/asked.json"
+LOCK = "release/lock.json"
 BUNDLE_WHEELS = "bundle/wheels/"
 BUNDLE_INDEX = BUNDLE_WHEELS + "index.json"
 HUB_SECRET = "secrets/hub.json"
@@ -77,6 +81,15 @@ class Life(Struct, frozen=True):
     expires_at: int | None = None
     idle_stop_s: int = 0
     woken_at: int | None = None
+
+
+class Asked(Struct, frozen=True):
+    """`release/asked.json`: who gave the last order, for the machine's own journal. No part of a release: another
+    person is no reason to deploy anew. `at`: seconds since the epoch."""
+
+    by: str
+    command: str
+    at: float
 
 
 class Identity(Struct, frozen=True):
@@ -137,6 +150,10 @@ def decode_current(data: bytes) -> Current:
 
 def decode_life(data: bytes) -> Life:
     return msgspec.json.decode(data, type=Life)
+
+
+def decode_asked(data: bytes) -> Asked:
+    return msgspec.json.decode(data, type=Asked)
 
 
 def decode_identity(data: bytes) -> Identity:

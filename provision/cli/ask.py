@@ -7,6 +7,27 @@ import sys
 from provision.errors import DeclinedError, StoppedError, UsageError
 
 
+def confirm_name(what: str, name: str, *, yes: bool, command: str) -> None:
+    """Returns when the user types `name`: for what cannot be taken back. `what` will happen; `command` is the one that
+    names it, which needs no question. Raises DeclinedError, UsageError, StoppedError."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{what}: there is no terminal to ask for confirmation",
+            why="standard input is not a terminal, and the command names nothing",
+            next_command=command,
+        )
+    sys.stderr.write(f"{what}. Type its name, {name}, to go on: ")
+    sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        raise StoppedError("stopped by Ctrl-C", why="nothing was changed") from None
+    if answer.strip() != name:
+        raise DeclinedError("stopped: that is not its name", why="nothing was changed", next_command=command)
+
+
 def confirm(question: str, *, yes: bool, command: str) -> None:
     """Returns when the user agrees. Raises DeclinedError, or UsageError where nobody can be asked."""
     if yes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provision.cli.ask import confirm_name
 from provision.cli.names import NameArgument, NameOption, one_name, target_of
 from provision.cli.output import JsonFlag, emit, emit_json, say
 from provision.errors import CloudError, LeftoverError, LockedError, NotFoundError, UsageError
@@ -27,7 +28,9 @@ def down(
     name: NameArgument = None,
     name_option: NameOption = None,
     all_: Annotated[bool, typer.Option("--all", help="All deployments.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accepted for scripts; down never asks.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask, though no deployment of a cloud or host is named.")
+    ] = False,
     keep_disk: Annotated[
         bool, typer.Option("--keep-disk", help="Keep a cloud's disk of weights (it bills), or a host's models.")
     ] = False,
@@ -41,13 +44,14 @@ def down(
 
     Works on a damaged or half-made deployment too, and while `up` still runs (which it ends). Models stay in the
     cache. On a cloud everything is deleted, then the cloud itself is asked what still bears the deployment's name.
+    A deployment on a cloud or host that is not named is asked about first.
     """
     chosen = one_name(name, name_option)
     if all_ and chosen is not None:
         raise UsageError(f"both --all and {chosen} are given", why="name one or take all")
     if (cloud is None) != (region is None):
         raise UsageError("--cloud and --region go together", next_command="deployctl down NAME --cloud aws --region …")
-    removals = [*find_and_remove(chosen, all_=all_, cloud=cloud, region=region, keep_disk=keep_disk)]
+    removals = [*find_and_remove(chosen, all_=all_, cloud=cloud, region=region, keep_disk=keep_disk, yes=yes)]
     if json:
         emit_json([as_json(removal) for removal in removals])
     elif not removals:
@@ -61,10 +65,11 @@ def down(
 
 
 def find_and_remove(
-    name: str | None, *, all_: bool, cloud: str | None, region: str | None, keep_disk: bool
+    name: str | None, *, all_: bool, cloud: str | None, region: str | None, keep_disk: bool, yes: bool
 ) -> Iterator[Removal | CloudRemoval]:
     """Removes what was named, the only one, or all; one by one, so that a Ctrl-C leaves the rest alone."""
     from provision.cli import clouds
+    from provision.host import is_host
 
     if cloud is not None and region is not None:
         if name is None:
@@ -82,14 +87,21 @@ def find_and_remove(
             yield target.remove(say, keep_disk=keep_disk)
         return
     if all_:
-        yield from (remove(state, keep_disk=keep_disk) for state in states)
         targets, problems = clouds.cloud_targets()
+        away = [*(state.name for state in states if is_host(state)), *(target.name for target in targets)]
+        if away:
+            what = f"everything of {', '.join(away)} is deleted"
+            confirm_name(what, away[0], yes=yes, command="deployctl down --all --yes")
+        yield from (remove(state, keep_disk=keep_disk) for state in states)
         yield from (target.remove(say, keep_disk=keep_disk) for target in targets)
         if problems:
             raise CloudError("not every deployment could be asked", why="\n".join(problems))
         return
     if states:
-        yield remove(choose_state(None), keep_disk=keep_disk)
+        only_state = choose_state(None)
+        if is_host(only_state):
+            agree_to(only_state.name, yes=yes)
+        yield remove(only_state, keep_disk=keep_disk)
         return
     names = clouds.cloud_names()
     if len(names) > 1:
@@ -99,7 +111,13 @@ def find_and_remove(
             next_command=f"deployctl down {names[0]}, or deployctl down --all",
         )
     if names and (only := clouds.find_cloud_target(names[0])) is not None:
+        agree_to(only.name, yes=yes)
         yield only.remove(say, keep_disk=keep_disk)
+
+
+def agree_to(name: str, *, yes: bool) -> None:
+    """Asks about a deployment that is not on this machine and was not named. Raises DeclinedError, UsageError."""
+    confirm_name(f"everything of {name} is deleted", name, yes=yes, command=f"deployctl down {name}")
 
 
 def remove_from_cloud(name: str, cloud: str, region: str, *, keep_disk: bool) -> CloudRemoval:

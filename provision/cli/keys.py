@@ -102,15 +102,12 @@ def revoke_(
     json: JsonFlag = False,
 ) -> None:
     """End a key at once. Requests that it has begun are answered to their end."""
-    from provision.cli.ask import confirm
+    from provision.cli.ask import confirm_name
 
     with changing(name, name_option) as (target, store):
         left = revoke(store.read(), key, time.time())
-        confirm(
-            f"Revoke the key {key} of {target.name}?",
-            yes=yes,
-            command=f"deployctl keys revoke {key} --name {target.name}",
-        )
+        again = f"deployctl keys revoke {key} --name {target.name} --yes"
+        confirm_name(f"the key {key} of {target.name} is revoked", key, yes=yes, command=again)
         store.write(left)
     if json:
         emit_json({"deployment": target.name, "revoked": key})
