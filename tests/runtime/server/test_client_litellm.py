@@ -1,0 +1,83 @@
+"""LiteLLM, as it comes: whole, streamed, asynchronous, with tools; and it understands a refusal.
+
+It wants an older openai package than the one under test, so it lives in a virtual environment of its own, in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import KEY, MODEL, Server
+from tool_model import write_tool_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+REQUIREMENTS = ("litellm>=1.100,<2", "mcp")  # its calls with tools import mcp, which it does not require
+PROGRAM = Path(__file__).with_name("litellm_program.py")
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """The interpreter of LiteLLM's environment, made at its first use."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "deployctl-tests" / f"litellm-py{sys.version_info.major}.{sys.version_info.minor}"
+    interpreter, done = folder / "bin" / "python", folder / "done"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        done.touch()
+    return interpreter
+
+
+@pytest.fixture(scope="module")
+def found(
+    python: Path, make_server: Callable[..., Server], model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """What the program saw of a server whose engine always says the same."""
+    server = make_server(weights=False)
+    folder = write_tool_model(tmp_path_factory.mktemp("tools"), model_folder)
+    server.write_weights(folder)
+    server.engine.start()
+    server.launch()
+    server.wait_healthy()
+    server.engine.reply = [*range(40, 60)]
+    done = subprocess.run(
+        [python, PROGRAM, server.url, KEY, MODEL],
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with server.http() as client:
+        text = client.post("/detokenize", json={"tokens": server.engine.reply}).json()["prompt"]
+    return {**json.loads(done.stdout.splitlines()[-1]), "text": text}
+
+
+def test_an_answer_comes_whole_with_its_usage(found: Any) -> None:
+    assert found["whole"] == found["text"]
+    assert found["completion_tokens"] == 21
+
+
+def test_an_answer_comes_in_pieces(found: Any) -> None:
+    assert "".join(found["pieces"]) == found["text"]
+
+
+def test_answers_come_asynchronously(found: Any) -> None:
+    assert found["streamed"] == found["text"]
+    assert found["many"] == [found["text"]] * 4
+
+
+def test_tools_may_be_offered(found: Any) -> None:
+    assert found["offered"] == found["text"]
+
+
+def test_a_refusal_is_understood_as_one(found: Any) -> None:
+    assert "n: " in found["refused"]
