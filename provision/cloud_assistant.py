@@ -40,6 +40,7 @@ TRIES = 5  # reads of an object that changes meanwhile
 MISSING = 44  # exit status of a command that finds no such object
 NONZERO = "ExitCodeNonzero"  # ErrorCode of a command that ran to its end
 ENDED = ("InstanceNotRunning", "InstanceNotExists", "InstanceReleased")
+OVER = ("Stopping", "Stopped", "gone")  # states of a machine that does nothing more; one that starts is waited for
 BUSY = ("Pending", "Scheduled", "Running", "Stopping")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
 
@@ -196,7 +197,7 @@ class AssistantMailbox:
         try:
             return self._client.call("ecs", action, arguments)
         except ApiError as error:
-            if error.meaning == "other" and (state := self._state()) != "Running":
+            if error.meaning == "other" and (state := self._state()) in OVER:
                 raise BucketError(f"the machine is {state}", code=NOT_RUNNING) from error
             permission = f"; it needs {error.permission}" if error.meaning == "denied" else ""
             raise BucketError(

@@ -146,6 +146,14 @@ def test_a_machine_that_is_stopped_is_said_to_be(mailbox: AssistantMailbox, api:
         mailbox.get(STATUS)
 
 
+def test_a_machine_that_starts_is_not_called_stopped(mailbox: AssistantMailbox, api: AlicloudApi) -> None:
+    del api.assistant.machines[MACHINE]
+    api.items["DescribeInstances"][0]["Status"] = "Starting"
+    with pytest.raises(BucketError, match=r"InvalidInstance\.NotFound") as caught:
+        mailbox.get(STATUS)
+    assert caught.value.code != NOT_RUNNING
+
+
 def test_a_missing_permission_is_named(mailbox: AssistantMailbox, api: AlicloudApi) -> None:
     api.refusals["RunCommand"] = (403, "Forbidden.RAM")
     with pytest.raises(BucketError, match="it needs ecs:RunCommand"):
