@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from runtime.agent import disk, install, phases
+from runtime.agent.audit import Audit
 from runtime.agent.courier import Courier
 from runtime.agent.driver import ASK_AGAIN_S, Driver, uptime_s, wait
 from runtime.agent.files import Access
@@ -297,7 +298,8 @@ def run(vm_file: Path) -> int:
 
     # A host's power is its owner's matter.
     life = () if vm.provider == "host" else (LifeWatch(courier, last_words).check,)
-    rounds = Rounds((*life, uploads.upload, courier.sync), FOLDER_S if vm.provider == "host" else BUCKET_S)
+    steps = (*life, uploads.upload, courier.sync, Audit(courier, STATE_DIR, access).check)
+    rounds = Rounds(steps, FOLDER_S if vm.provider == "host" else BUCKET_S)
     machine = VmMachine(
         state=STATE_DIR,
         units=Systemd(),
