@@ -31,7 +31,7 @@ from runtime.mailbox import CURRENT, STATUS, Current, FolderMailbox, Status, dec
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = Path(__file__).with_name("scripted.py")
-DEADLINE_S = 15.0
+DEADLINE_S = 45.0  # a loaded machine
 T = TypeVar("T")
 
 
