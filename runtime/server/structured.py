@@ -7,8 +7,10 @@ refused with the library's own reason, never relaxed in silence.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
@@ -18,6 +20,8 @@ from runtime.server.errors import ApiError, bounded, invalid
 
 MAX_GRAMMAR = 64 * 2**10  # characters of a schema, expression or list of choices
 MAX_DEPTH = 32  # of a schema
+# Least common multiple of all `multipleOf`: the automaton has as many states, and no limit of the library counts them.
+MAX_MULTIPLE = 10_000
 _ESCAPED = {"/": "\\/", "\n": "\\n"}
 # A part of the library's defaults for building, so that a hostile grammar costs milliseconds.
 _LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_grammar_size=50_000, verbose_errors=False)
@@ -45,8 +49,7 @@ def json_schema(schema: object, param: str) -> str:
         raise invalid("a JSON Schema is an object", param)
     text = json.dumps(schema)
     _check_size(text, param)
-    if _depth(schema) > MAX_DEPTH:
-        raise invalid(f"the schema is nested deeper than {MAX_DEPTH} levels", param)
+    _check_schema(schema, param)
     return f"body: %json {text}\n"
 
 
@@ -80,6 +83,7 @@ def tool_calls(schemas: Mapping[str, object], begin: str, end: str, *, several: 
     ]
     text = json.dumps({"anyOf": calls})
     _check_size(text, param)
+    _check_schema(list(schemas.values()), param)
     one = f"{json.dumps(begin)} call {json.dumps(end)}"
     more = f' ("\\n" {one})*' if several else ""
     return f"body: {one}{more}\ncall: %json {text}\n"
@@ -121,6 +125,24 @@ def _not_enforced(reason: str, param: str) -> ApiError:
 def _check_size(text: str, param: str) -> None:
     if len(text) > MAX_GRAMMAR:
         raise invalid(f"has {len(text)} characters, over the limit of {MAX_GRAMMAR}", param)
+
+
+def _check_schema(schema: object, param: str) -> None:
+    if _depth(schema) > MAX_DEPTH:
+        raise invalid(f"the schema is nested deeper than {MAX_DEPTH} levels", param)
+    if math.lcm(*(Fraction(str(number)).numerator for number in _multiples(schema))) > MAX_MULTIPLE:
+        raise invalid(f"its multipleOf cannot be enforced: together they are over {MAX_MULTIPLE}", param)
+
+
+def _multiples(value: object) -> Iterator[int | float]:
+    """Every `multipleOf`, wherever it stands."""
+    if isinstance(value, dict):
+        number = value.get("multipleOf")
+        if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
+            yield number
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in inner:
+        yield from _multiples(item)
 
 
 def _depth(value: object, level: int = 1) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import socket
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from server_process import KEY, MAX_NUM_SEQS, MODEL, Server, key_digest
 
 from runtime.deployment import ApiKey, encode
-from runtime.server import limits
+from runtime.server import limits, structured
 from runtime.server.auth import KeyRing
+from runtime.server.errors import ApiError
 from runtime.server.json_text import is_too_deep
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -61,6 +63,9 @@ BEYOND: list[tuple[str, dict[str, Any], str | None]] = [
     ("chat", {"guided_json": nested(100)}, None),
     ("chat", {"metadata": nested(500)}, None),
     ("text", {"prompt": nested(100)}, None),
+    ("chat", {"chat_template": "{{ messages }}"}, "chat_template"),
+    ("chat", {"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
+    ("chat", {"logits_processors": ["os.system"]}, "logits_processors"),
     *[("text", {field: 2**70}, field) for field in ("max_tokens", "min_tokens", "top_k", "seed")],
     ("text", {"max_tokens": 10**4000}, "max_tokens"),
     ("text", {"prompt": [2**70]}, "prompt"),
@@ -197,6 +202,61 @@ def test_nothing_that_a_message_names_is_ever_fetched(client: httpx.Client, part
             bait.accept()
 
 
+def test_a_schema_that_refers_elsewhere_is_refused_and_nothing_is_fetched(client: httpx.Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bait:
+        bait.setblocking(False)
+        schema = {"$ref": f"http://127.0.0.1:{bait.getsockname()[1]}/schema.json"}
+        assert client.post("/v1/chat/completions", json={**CHAT, "guided_json": schema}).status_code == 400
+        with pytest.raises(BlockingIOError):
+            bait.accept()
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    """A schema of a few hundred bytes that stands for 2^levels alternatives."""
+    definitions: dict[str, Any] = {"d0": {"type": "string"}}
+    for level in range(1, levels):
+        below = {"$ref": f"#/$defs/d{level - 1}"}
+        both = {"type": "object", "properties": {"a": below, "b": below}, "additionalProperties": False}
+        definitions[f"d{level}"] = {"anyOf": [both, {"allOf": [below, below]}]}
+    return {"$defs": definitions, "$ref": f"#/$defs/d{levels - 1}"}
+
+
+HOSTILE = {
+    "squared": lambda: structured.regex("(a{1000}){1000}", "p"),
+    "many optional": lambda: structured.regex("(a?){60000}", "p"),
+    "backtracking": lambda: structured.regex("(a|aa)*b" * 3000, "p"),
+    "long look back": lambda: structured.regex("(.*a.{250}b)", "p"),
+    "many choices": lambda: structured.choice(["x" * 60 + str(number) for number in range(1000)], "p"),
+    "doubling": lambda: structured.json_schema(doubling(20), "p"),
+    "refers to itself": lambda: structured.json_schema({"$ref": "#"}, "p"),
+    "many properties": lambda: structured.json_schema(
+        {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(1800)}}, "p"
+    ),
+    "long text": lambda: structured.json_schema({"type": "string", "minLength": 10**6, "maxLength": 10**9}, "p"),
+    "a large multiple": lambda: structured.json_schema({"type": "integer", "multipleOf": 999983}, "p"),
+    "coprime multiples": lambda: structured.json_schema({"allOf": [{"multipleOf": m} for m in (97, 89, 83)]}, "p"),
+    "multiples of an argument": lambda: structured.tool_calls(
+        {"f": {"properties": {"a": {"type": "integer", "multipleOf": 999983}}}}, "", "", several=False, param="p"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_grammar_is_built_or_refused_in_little_time(name: str) -> None:
+    begin = time.process_time()
+    with contextlib.suppress(ApiError):
+        structured.grammar(HOSTILE[name](), "none", "p")
+    assert time.process_time() - begin < 10.0  # seconds at most, also on a busy machine; else minutes or for ever
+
+
+@pytest.mark.parametrize("multiple", [1, 5, 0.01, 9973, 1e-7])
+def test_multiples_that_people_ask_for_can_be_enforced(multiple: float) -> None:
+    schema = {
+        "properties": {"a": {"type": "number", "multipleOf": multiple}, "b": {"type": "integer", "multipleOf": 1}}
+    }
+    assert structured.json_schema({"type": "object", **schema}, "p")
+
+
 @pytest.fixture
 def ring(tmp_path: Path) -> KeyRing:
     path = tmp_path / "keys.json"
@@ -218,6 +278,12 @@ def test_every_key_is_compared_in_constant_time_whichever_matches(
     monkeypatch.setattr(hmac, "compare_digest", counting)
     ring.match(f"Bearer {secret}")
     assert compared == [key_digest(name * 20) for name in "abc"]
+
+
+@pytest.mark.parametrize("secret", [KEY.upper(), KEY[:-1], f"{KEY}{KEY}"])
+def test_a_key_counts_letter_by_letter(server: Server, secret: str) -> None:
+    with server.http(secret) as client:
+        assert client.get("/v1/models").status_code == 401
 
 
 @pytest.mark.parametrize("content", [b"[]", b"no JSON"], ids=["no key", "broken"])
