@@ -24,7 +24,8 @@ LEN_STEP = 256  # tokens; a chosen context is a multiple
 MAX_LEN_CAP = 32768  # tokens; the context that is chosen when nobody asks for one
 MIN_LEN = 2048  # tokens; below this a chosen context is of no use
 COMFORT_LEN = 8192  # tokens that a type must hold to be chosen by itself
-CLOUD_SYSTEM_BYTES = 80 * GIB  # image with driver 50, runtime with CUDA libraries 20, logs and releases 10
+# Image with driver 50, environment with CUDA's libraries 20, a redeploy's second one and pip's cache 10, logs 10.
+CLOUD_SYSTEM_BYTES = 90 * GIB
 LOCAL_SYSTEM_BYTES = 1 * GIB
 MIN_CLOUD_DISK_GIB = 100
 MAX_ALTERNATIVES = 3

@@ -53,6 +53,12 @@ class AlicloudQuestions:
         found = alicloud.vpc.get_switches(vpc_id=self.spec.vpc_id, ids=ids, opts=self.options)
         return tuple(sorted({item.zone_id for item in found.vswitches}))
 
+    def disk_zone(self, disk: str) -> str:
+        found = alicloud.ecs.get_ecs_disks(ids=[disk], opts=self.options).disks
+        if not found:
+            raise LookupError(f"there is no disk {disk}")
+        return found[0].zone_id
+
     def image(self, choice: ImageChoice, instance_type: str) -> Image:
         """The query by instance type leaves out what it cannot boot: by UEFI, by NVMe disks."""
         if choice.id is not None:

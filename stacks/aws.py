@@ -11,8 +11,8 @@ from provision.stack_settings import keys_text
 from stacks.aws_machine import make_address, make_instance, make_interface, make_weights_disk
 from stacks.aws_mailbox import fill_bucket, make_bucket
 from stacks.aws_network import make_network, make_security_group
-from stacks.aws_roles import make_instance_role
 from stacks.aws_power import keep_power
+from stacks.aws_roles import make_instance_role
 from stacks.aws_timer import make_timer
 from stacks.content import make_content
 from stacks.once import allowed_cidrs, decide_expiry, make_api_key, make_ssh_key, note_birth

@@ -53,6 +53,10 @@ class AwsQuestions:
     def _zone_of(self, subnet: str) -> str:
         return aws.ec2.get_subnet(id=subnet, opts=self.options).availability_zone
 
+    def disk_zone(self, disk: str) -> str:
+        by_id = aws.ebs.GetVolumeFilterArgs(name="volume-id", values=[disk])
+        return aws.ebs.get_volume(filters=[by_id], opts=self.options).availability_zone
+
     def image(self, choice: ImageChoice, instance_type: str) -> Image:
         """By its id, which the parameter store names; where that may not be read, the newest of that name."""
         id = choice.id or self._newest(choice)

@@ -50,6 +50,8 @@ class Questions(Protocol):
         """Of the spec's own subnet, or of all subnets of its own VPC."""
         ...
 
+    def disk_zone(self, disk: str) -> str: ...
+
     def image(self, choice: ImageChoice, instance_type: str) -> Image: ...
 
     def price(self, instance_type: str, zone: str | None) -> LivePrice: ...
@@ -114,8 +116,14 @@ def ask_everything(spec: DeploymentSpec, plan: Plan, settings: StackSettings, cl
         subnet_zones=ask(cloud.subnet_zones) if spec.vpc_id else None,
         user_data_bytes=_user_data_bytes(spec),
         running=running is True,
+        disk_zone=_disk_zone(spec, settings, cloud),
         may_use_store=ask(cloud.may_use_store) if _store_may_be_closed(spec) else None,
     )
+
+
+def _disk_zone(spec: DeploymentSpec, settings: StackSettings, cloud: Questions) -> str | Unknown | None:
+    disk = settings.weights_disk
+    return ask(lambda: cloud.disk_zone(disk)) if disk is not None and spec.weights_disk_gib is not None else None
 
 
 def ask(question: Callable[[], T]) -> T | Unknown:

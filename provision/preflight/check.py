@@ -67,6 +67,7 @@ def _purchase(
 ) -> Iterator[Finding]:
     yield from zones.check_zones(spec, names, facts)
     yield from zones.check_place(plan.instance_type, zones.candidates(spec, names, facts), settings)
+    yield from zones.check_disk(facts, settings)
 
 
 def _to_buy(findings: Iterator[Finding], facts: Facts) -> Iterator[Finding]:

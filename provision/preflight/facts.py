@@ -58,8 +58,9 @@ class Facts:
 
     `offered`: zones that sell an instance type, by type. `network_zones`: zones in which a subnet can be made, whether
     or not they sell the type. `subnet_zones`: zones of the subnets that the spec's own network has; None = the network
-    is ours. `running`: the machine exists, and needs neither stock nor an image any more. `may_use_store`: whether the
-    account may use the object store from outside; None = it was not asked.
+    is ours. `running`: the machine exists, and needs neither stock nor an image any more. `disk_zone`: where the disk
+    of weights is that was kept; None = none was. `may_use_store`: whether the account may use the object store from
+    outside; None = it was not asked.
     """
 
     offered: Mapping[str, tuple[str, ...] | Unknown]
@@ -70,4 +71,5 @@ class Facts:
     subnet_zones: tuple[str, ...] | Unknown | None = None
     user_data_bytes: int | None = None
     running: bool = False
+    disk_zone: str | Unknown | None = None
     may_use_store: bool | Unknown | None = None

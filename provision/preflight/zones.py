@@ -63,6 +63,16 @@ def check_place(planned: str | None, found: tuple[Placement, ...], settings: Sta
         yield Finding("error", "place", text, f"pulumi config set {PLACEMENT} {found[0]}")
 
 
+def check_disk(facts: Facts, settings: StackSettings) -> Iterator[Finding]:
+    """A disk is attached in its own zone only."""
+    zone, place = facts.disk_zone, settings.placement
+    if isinstance(zone, Unknown):
+        yield Finding("warning", "kept disk", f"in which zone it is, is unknown ({zone.why})")
+    elif zone is not None and place is not None and place.zone != zone:
+        text = f"the weights disk that was kept is in {zone}, and the machine would be in {place.zone}"
+        yield Finding("error", "kept disk", text, f"pulumi config set {PLACEMENT} {place.instance_type}/{zone}")
+
+
 def _check(spec: DeploymentSpec, name: str, facts: Facts) -> Finding:
     subject, offered, own = f"zones of {name}", facts.offered.get(name, NOT_ASKED), facts.subnet_zones
     usable = _zones(spec, facts, name)
@@ -73,6 +83,10 @@ def _check(spec: DeploymentSpec, name: str, facts: Facts) -> Finding:
     if not isinstance(offered, Unknown) and spec.zones and not set(spec.zones) & set(offered):
         text = f"not sold in {', '.join(spec.zones)}, but in {', '.join(offered)}"
         return Finding("error", subject, text, f"deployctl up --zones {offered[0]}")
+    if not usable and (others := _zones(spec, replace(facts, disk_zone=None), name)):
+        text = f"the weights disk that was kept is in {facts.disk_zone}, and the machine may be in {', '.join(others)}"
+        command = f"deployctl up --zones {facts.disk_zone}; or deployctl down {spec.name}, which deletes the disk"
+        return Finding("error", subject, text, command)
     if not usable:
         where = "in those zones" if isinstance(offered, Unknown) else f"where it is sold: {', '.join(offered)}"
         return Finding("error", subject, f"{home} has no subnet {where}", "deployctl up --subnet-id …")
@@ -84,8 +98,8 @@ def _check(spec: DeploymentSpec, name: str, facts: Facts) -> Finding:
 
 
 def _zones(spec: DeploymentSpec, facts: Facts, name: str) -> tuple[str, ...]:
-    """Zones that sell the type, that the spec wants, and where its own network has a subnet, as far as that is known;
-    in the spec's order where it has one."""
+    """Zones that sell the type, that the spec wants, where its own network has a subnet and a disk that was kept can be
+    attached, as far as that is known; in the spec's order where it has one."""
     offered, own = facts.offered.get(name, NOT_ASKED), facts.subnet_zones
     if spec.zones:
         start = spec.zones
@@ -94,7 +108,8 @@ def _zones(spec: DeploymentSpec, facts: Facts, name: str) -> tuple[str, ...]:
     else:
         start = own if isinstance(own, tuple) else network_zones(spec, facts, None)
     sold = [zone for zone in start if isinstance(offered, Unknown) or zone in offered]
-    return tuple(zone for zone in sold if not isinstance(own, tuple) or zone in own)
+    usable = [zone for zone in sold if not isinstance(own, tuple) or zone in own]
+    return tuple(zone for zone in usable if not isinstance(facts.disk_zone, str) or zone == facts.disk_zone)
 
 
 def _offered_anywhere(offered: Mapping[str, tuple[str, ...] | Unknown]) -> tuple[str, ...]:

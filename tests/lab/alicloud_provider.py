@@ -19,6 +19,7 @@ class AlicloudProvider:
     def __init__(self, cloud: AlicloudCloud) -> None:
         self.cloud = cloud
         self.sources: dict[str, Callable[[Properties], Properties]] = {
+            "ecs/getEcsDisks:getEcsDisks": self._disks,
             "ecs/getEipAddresses:getEipAddresses": lambda args: self._ids("EipAddress", args),
             "ecs/getImages:getImages": self._images,
             "ecs/getInstanceTypes:getInstanceTypes": self._instance_types,
@@ -77,6 +78,13 @@ class AlicloudProvider:
         is_there = args.get("zoneId") in (None, zone)
         switches = [{"id": "vsw-own", "zoneId": zone, "vpcId": "vpc-own"}] if is_there else []
         return {"ids": [item["id"] for item in switches], "vswitches": switches}
+
+    def _disks(self, args: Properties) -> Properties:
+        """Those of the account; the user's own ones are in the first zone."""
+        zones = {item.id: item.values["zoneId"] for item in self.cloud.find("EcsDisk")}
+        zones |= dict.fromkeys(self.cloud.foreign, self.cloud.zones[0])
+        disks = [{"id": id, "diskId": id, "zoneId": zones[id]} for id in args["ids"] if id in zones]
+        return {"disks": disks}
 
     def _images(self, args: Properties) -> Properties:
         wanted, pattern = args.get("imageId"), args.get("nameRegex", "")

@@ -101,6 +101,14 @@ def _subnet(clients: Clients, args: Properties) -> Properties:
     return {"id": found["SubnetId"], "availabilityZone": found["AvailabilityZone"], "vpcId": found["VpcId"]}
 
 
+def _volume(clients: Clients, args: Properties) -> Properties:
+    found = clients.ec2.describe_volumes(Filters=_filters(args))["Volumes"]
+    if not found:
+        raise LookupError("Your query returned no results. Please change your search criteria and try again.")
+    id = found[0]["VolumeId"]
+    return {"id": id, "volumeId": id, "availabilityZone": found[0]["AvailabilityZone"]}
+
+
 def _vpcs(clients: Clients, args: Properties) -> Properties:
     found = clients.ec2.describe_vpcs(Filters=_filters(args))["Vpcs"]
     return {"id": clients.region, "ids": [item["VpcId"] for item in found]}
@@ -134,6 +142,7 @@ def _product(clients: Clients, args: Properties) -> Properties:
 
 
 ANSWERS: dict[str, Callable[[Clients, Properties], Properties]] = {
+    "aws:ebs/getVolume:getVolume": _volume,
     "aws:ec2/getAmi:getAmi": _image,
     "aws:ec2/getEips:getEips": _addresses,
     "aws:ec2/getInstance:getInstance": _instance,

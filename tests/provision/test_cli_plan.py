@@ -34,7 +34,7 @@ def test_the_seed_command_fits_and_can_be_started(run: Run) -> None:
     found = run("plan", *words.split())
     assert found.exit_code == 0
     assert "modelscope:Qwen/QwQ-32B on ecs.gn7i-4x.16xlarge (4×A10): fits" in found.stdout
-    assert "$5.85/hour, $140.32/day, $46.77 until the TTL" in found.stdout
+    assert "$5.85/hour, $140.39/day, $46.80 until the TTL" in found.stdout
     assert "next: deployctl up with the same options" in found.stderr
 
 

@@ -118,7 +118,7 @@ def test_bfloat16_on_a_t4_is_refused_with_what_to_use() -> None:
 
 def test_a_disk_too_small_for_the_weights_is_refused_with_the_size_needed() -> None:
     found = plan(**ALI, instance_type="ecs.gn7i-4x.16xlarge", model="Qwen/QwQ-32B", max_model_len=8192, disk_gib=100)
-    assert reason(found) == "disk_gib 100: system, runtime and weights need 160"
+    assert reason(found) == "disk_gib 100: system, runtime and weights need 170"
 
 
 def test_a_full_local_disk_is_seen_before_the_download() -> None:
@@ -190,7 +190,7 @@ def test_several_local_gpus_are_not_cut_across_when_one_is_enough() -> None:
 def test_cost_names_hour_day_and_the_time_until_the_ttl() -> None:
     cost = plan(**AWS, instance_type="g6.xlarge", model=Q7, ttl="4h").cost
     assert cost is not None
-    assert cost.usd_per_hour == pytest.approx(0.8048 + 0.005 + 110 * 0.08 / 730)
+    assert cost.usd_per_hour == pytest.approx(0.8048 + 0.005 + 120 * 0.08 / 730)
     assert cost.usd_per_day == pytest.approx((cost.usd_per_hour or 0) * 24)
     assert cost.usd_until_ttl == pytest.approx((cost.usd_per_hour or 0) * 4)
 

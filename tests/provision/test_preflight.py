@@ -230,6 +230,29 @@ def test_where_only_the_second_type_is_sold_it_must_be_placed_because_the_plan_i
     assert found.errors[0].next_command == "pulumi config set deployctl:placement g5.xlarge/us-east-1a"
 
 
+def test_a_disk_that_was_kept_takes_the_machine_to_its_own_zone() -> None:
+    spec = aws(weights_disk_gib=60)
+    found = run(spec, facts_for(spec, disk_zone="us-east-1b"))
+    assert {place.zone for place in found.candidates} == {"us-east-1b"}
+    assert not found.errors
+
+
+def test_a_disk_that_was_kept_where_the_machine_may_not_be_stops_before_anything_is_bought() -> None:
+    spec = aws(weights_disk_gib=60, zones="us-east-1a")
+    found = about(run(spec, facts_for(spec, disk_zone="us-east-1b")), "zones of g6.xlarge")
+    assert found.level == "error"
+    assert "is in us-east-1b, and the machine may be in us-east-1a" in found.text
+    assert (found.next_command or "").startswith("deployctl up --zones us-east-1b")
+
+
+def test_a_place_that_was_decided_in_another_zone_than_the_kept_disks_stops() -> None:
+    spec = aws(weights_disk_gib=60)
+    settings = StackSettings(placement=Placement("g6.xlarge", "us-east-1a"))
+    found = about(run(spec, facts_for(spec, disk_zone="us-east-1b"), settings), "kept disk")
+    assert found.level == "error"
+    assert found.next_command == "pulumi config set deployctl:placement g6.xlarge/us-east-1b"
+
+
 def test_a_machine_that_runs_needs_no_stock_and_no_image() -> None:
     spec = aws(instance_type="g6.xlarge,g5.xlarge")
     facts = facts_for(spec, offered={"g6.xlarge": (), "g5.xlarge": ZONES}, image=Unknown("gone"), running=True)

@@ -296,6 +296,12 @@ def test_a_kept_weights_disk_is_attached_and_no_new_one_made(tmp_path: Path) -> 
     assert done.one("alicloud:ecs/ecsDiskAttachment:EcsDiskAttachment").values["diskId"] == "d-kept"
 
 
+def test_a_kept_weights_disk_in_a_zone_that_is_not_asked_for_stops_before_anything_is_made(tmp_path: Path) -> None:
+    stack = make_stack(tmp_path, weights_disk_gib="60", weights_disk="d-kept", zones="cn-hangzhou-i")
+    assert "the weights disk that was kept is in cn-hangzhou-b" in stack.failed()
+    assert stack.cloud.find() == []
+
+
 def test_the_clouds_timer_and_the_machines_backstop_speak_of_the_same_minute(public: Made) -> None:
     _, done = public
     at = datetime.datetime.strptime(done.one(INSTANCE).values["autoReleaseTime"], "%Y-%m-%dT%H:%M:00Z")
