@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import posixpath
 import select
@@ -72,6 +73,9 @@ def check_parts() -> None:
             why="not installed: paramiko",
             next_command="pip install 'deployctl[host]'",
         ) from error
+    # What it would write on stderr, tracebacks among it, is told by our errors.
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+    logging.getLogger("paramiko").propagate = False
 
 
 def connect(login: Login) -> Remote:
@@ -129,6 +133,7 @@ def read_host_key(host: str, port: int, wanted: Sequence[str] = ()) -> str:
     """
     import socket
 
+    check_parts()
     import paramiko
 
     with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as plain:

@@ -1,0 +1,233 @@
+"""The whole journey on a machine of the user's own: real sshd, sudo, systemd, journald in a guest without a cloud."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from provision.client import OpenAIClient
+from provision.ssh import fingerprint
+from runtime.vm import STATE_DIR
+from tests.e2e.host_journey import NAME, USER, HostJourney, host_journey
+from tests.e2e.journey import wait_for
+from tests.lab.network import GUEST
+from tests.lab.sshd import make_key
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+UNITS = {"agent", "server", "engine"}
+
+
+def test_the_journey_of_a_host(tmp_path: Path) -> None:
+    with host_journey("bookworm", tmp_path) as made:
+        before = state_of_the_system(made)
+        a_key_that_nobody_confirmed_is_not_trusted(made)
+        ready = made.up()
+        assert ready["life"] == "ready"
+        assert ready["answer"]
+        first_key = ready["api_key"]
+        assert made.ask()
+        seen = made.json("status", NAME)
+        assert (seen["target"], seen["life"], seen["release"]) == ("host", "ready", "r1")
+        assert {process["unit"] for process in seen["processes"]} == UNITS
+        commands_on_the_machine(made)
+        logs_of_the_machine(made)
+        a_tunnel_leads_to_the_endpoint(made)
+        a_redeploy_keeps_key_and_address(made, first_key)
+        rotated_keys_count_at_once(made, first_key)
+        a_power_cut_is_survived(made)
+        another_host_key_is_refused(made, tmp_path)
+        down_leaves_nothing(made, before)
+
+
+def a_key_that_nobody_confirmed_is_not_trusted(made: HostJourney) -> None:
+    said = made.run(*made.up_words, code=2).stderr
+    assert fingerprint(made.host_key) in said
+    assert "--host-key" in said
+    wrong = made.run(*made.up_words, "--host-key", "SHA256:" + "A" * 43, code=21).stderr
+    assert "another host key" in wrong
+    assert not made.guest.succeeds("test", "-e", str(STATE_DIR)), "something was sent to a machine that nobody knew"
+
+
+def commands_on_the_machine(made: HostJourney) -> None:
+    with made.network.operator.network_entered():
+        done = made.home.run("exec", NAME, "--", "sh", "-c", "cat; id -un; exit 7", code=7, stdin="from here\n")
+    assert done.stdout == f"from here\n{USER}\n"
+    assert made.run("ssh", NAME, "--", "id", "-un").stdout.strip() == USER
+    argv = made.json("ssh", NAME, "--dry-run")["argv"]
+    assert argv[:5] == ["ssh", "-F", "/dev/null", "-i", str(made.key)]
+    assert "StrictHostKeyChecking=yes" in argv
+
+
+def logs_of_the_machine(made: HostJourney) -> None:
+    lines = [json.loads(line) for line in made.run("logs", NAME, "--engine", "--json").stdout.splitlines()]
+    assert {line["unit"] for line in lines} == {"engine"}
+    assert any("scripted engine" in line["text"] for line in lines)
+    boot = made.run("logs", NAME, "--boot", "--grep", "pip|release").stdout
+    assert " boot " in boot or " agent " in boot
+    following = made.begin("logs", NAME, "-f", "--agent", "--since", "1s", "--json")
+    try:
+        assert following.stdout is not None
+        numbers = []
+        for number in range(6):
+            if number == 3:  # the connection that is followed over is cut; the journal goes on
+                made.guest.run("pkill", "-KILL", "-u", USER, "-f", "sshd")
+            made.guest.run("logger", "--journald", stdin=journal_entry(number))
+            line = following.stdout.readline()
+            while "note " not in line:
+                line = following.stdout.readline()
+            numbers += [int(found) for found in re.findall(r"note (\d)", line)]
+        assert numbers == list(range(6))
+    finally:
+        following.send_signal(signal.SIGINT)
+        _, said = following.communicate(timeout=30)
+    assert "from the same line on" in said
+    assert following.returncode == 0
+
+
+def journal_entry(number: int) -> str:
+    """What journald files under the agent's unit: only root may say so."""
+    return f"MESSAGE=note {number}\nUNIT=deployctl-agent.service\nPRIORITY=6\n"
+
+
+def a_tunnel_leads_to_the_endpoint(made: HostJourney) -> None:
+    tunnel = made.begin("tunnel", NAME, "--local-port", "0")
+    try:
+        assert tunnel.stdout is not None
+        base_url = tunnel.stdout.readline().strip()
+        assert re.fullmatch(r"https://127\.0\.0\.1:\d+/v1", base_url)
+        access = made.json("endpoint", NAME)
+        with (
+            made.network.operator.network_entered(),
+            OpenAIClient(base_url, access["api_key"], access["certificate"]) as client,
+        ):
+            assert client.status_of("models") == 200
+    finally:
+        tunnel.send_signal(signal.SIGINT)
+        tunnel.communicate(timeout=30)
+    assert tunnel.returncode == 0
+
+
+def a_redeploy_keeps_key_and_address(made: HostJourney, key: str) -> None:
+    changed = made.json("redeploy", NAME, "--max-model-len", "256", "--yes")
+    assert (changed["release"], changed["api_key"]) == ("r2", key)
+    assert made.json("endpoint", NAME)["max_model_len"] == 256
+    refused = made.run("redeploy", NAME, "--max-model-len", "100000", "--yes", code=4)
+    assert "exceeds" in refused.stderr
+    assert made.json("status", NAME)["release"] == "r2"
+    same = made.run(*made.up_words, "--max-model-len", "256")
+    assert "is up already, as asked" in same.stderr
+
+
+def rotated_keys_count_at_once(made: HostJourney, old: str) -> None:
+    made.run("keys", "rotate", "--name", NAME)
+    new = made.json("endpoint", NAME)["api_key"]
+    assert new != old
+    wait_for("the new key", lambda: made.ask(new) or None)
+
+
+def a_power_cut_is_survived(made: HostJourney) -> None:
+    made.guest.cut()
+    unknown = made.json("status", NAME, code=12)
+    assert unknown["life"] == "unknown"
+    made.guest.boot()
+    wait_for("ready after the boot", lambda: is_ready(made), timeout_s=120)
+    assert made.ask()
+
+
+def is_ready(made: HostJourney) -> bool | None:
+    with made.network.operator.network_entered():
+        return True if made.home.status_code(NAME) == 0 else None
+
+
+def another_host_key_is_refused(made: HostJourney, folder: Path) -> None:
+    """Somebody else answers at the address."""
+    other = folder / "other_host_key"
+    make_key(other)
+    own = made.guest.read("/etc/ssh/ssh_host_ed25519_key")
+    made.guest.write("/etc/ssh/ssh_host_ed25519_key", other.read_text(), 0o600)
+    made.guest.run("systemctl", "restart", "ssh")
+    for words in (("ssh", NAME, "--", "true"), ("exec", NAME, "--", "true"), ("logs", NAME)):
+        assert "another host key" in made.run(*words, code=21).stderr
+    made.guest.write("/etc/ssh/ssh_host_ed25519_key", own, 0o600)
+    made.guest.run("systemctl", "restart", "ssh")
+
+
+def state_of_the_system(made: HostJourney) -> dict[str, str]:
+    """What an owner would notice: units, users, files of /etc, and whether upgrades go on."""
+    return {
+        "units": made.guest.run("sh", "-c", "ls /etc/systemd/system /etc/systemd/system/*.wants"),
+        "users": made.guest.run("sh", "-c", "cat /etc/passwd /etc/group"),
+        "files": made.guest.run("sh", "-c", "ls -d /etc/deployctl /var/lib/deployctl /run/deployctl 2>&1", code=None),
+        "upgrades": made.guest.run("systemctl", "is-enabled", "apt-daily.timer", code=None),
+        "held": made.guest.run("apt-mark", "showhold"),
+    }
+
+
+def down_leaves_nothing(made: HostJourney, before: dict[str, str]) -> None:
+    found = made.json("down", NAME, "--keep-disk")[0]
+    assert found["clean"]
+    assert len(found["ended"]) >= len(UNITS)
+    assert found["port_free"]
+    assert str(STATE_DIR) in found["kept"]
+    assert made.guest.run("ls", str(STATE_DIR)).split() == ["hub", "models"]
+    made.guest.run("rm", "-r", str(STATE_DIR))
+    assert state_of_the_system(made) == before
+    assert not made.home.state(NAME).exists()
+    assert made.run("status", NAME, code=6)
+
+
+def test_a_first_start_that_is_cut_off_in_every_way_gets_there(tmp_path: Path) -> None:
+    """A full disk, a connection cut in the middle of an upload, Ctrl-C: each time the same command goes on."""
+    with host_journey("trixie", tmp_path) as made:
+        key = ("--host-key", fingerprint(made.host_key))
+        made.guest.run("sh", "-c", "head -c 4G /dev/zero > /filler")
+        made.guest.resize_disk("4100m")
+        full = made.run(*made.up_words, *key, code=4)
+        assert "the disk has" in full.stderr
+        made.guest.run("rm", "/filler")
+        made.guest.resize_disk("6g")
+        an_upload_is_cut(made, key)
+        a_command_is_interrupted(made, key)
+        assert made.up()["life"] == "ready"
+        assert made.ask()
+        assert made.json("down", NAME)[0]["clean"]
+        assert not made.guest.succeeds("test", "-e", str(STATE_DIR))
+
+
+def an_upload_is_cut(made: HostJourney, key: tuple[str, str]) -> None:
+    """The connection's process on the machine is killed as soon as something of the model has arrived."""
+    starting = made.begin(*made.up_words, *key)
+    wait_for("a file of the model", lambda: made.guest.succeeds("sh", "-c", f"ls {STATE_DIR}/models/*/*"))
+    made.guest.run("pkill", "-KILL", "-u", USER, code=None)
+    starting.send_signal(signal.SIGINT)
+    starting.communicate(timeout=60)
+
+
+def a_command_is_interrupted(made: HostJourney, key: tuple[str, str]) -> None:
+    """Ctrl-C once the machine works by itself."""
+    starting = made.begin(*made.up_words, *key)
+    try:
+        wait_for("stage 0", lambda: made.guest.succeeds("systemctl", "is-active", "--quiet", "deployctl-stage0"), 120)
+    finally:
+        starting.send_signal(signal.SIGINT)
+    _, said = starting.communicate(timeout=60)
+    assert starting.returncode == 130, said
+    assert "next: deployctl up" in said
+
+
+def test_a_port_that_another_program_has_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    with host_journey("bookworm", tmp_path) as made:
+        listen = subprocess.Popen(made.guest.command("python3", "-m", "http.server", "8000"))
+        try:
+            wait_for("the other program", lambda: made.guest.succeeds("sh", "-c", "ss -ltn | grep -q :8000"))
+            said = made.run(*made.up_words, "--host-key", fingerprint(made.host_key), code=4).stderr
+        finally:
+            listen.kill()
+            listen.wait()
+        assert f"port 8000 of {GUEST} is taken" in said
+        assert not made.guest.succeeds("test", "-e", str(STATE_DIR))
