@@ -8,7 +8,7 @@ import time
 
 import typer
 
-from provision.automation import Project, UpdateError
+from provision.automation import Project, Result, UpdateError
 from provision.backend import check_parts
 from provision.caller import caller_cidr
 from provision.cli.ask import confirm
@@ -28,6 +28,7 @@ from provision.errors import (
 )
 from provision.failover import classify
 from provision.history import remember
+from provision.lease import leased
 from provision.mailboxes import poll_s
 from provision.planning import Plan
 from provision.progress import (
@@ -43,6 +44,7 @@ from provision.reach import Check, prove_reach
 from provision.render import changes
 from provision.rollout import anchored, bring_up, decide, explained, write_config
 from provision.spec import DeploymentSpec
+from provision.state import this_command
 from provision.target import Access
 from provision.trust import pin_file
 from runtime.bucket import BucketError
@@ -78,25 +80,30 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
         question = "Change it?" if running else f"Start it{price_text(plan)}?"
         confirm(question, yes=yes, command=f"deployctl {command} --name {spec.name}")
     target = target or CloudTarget(project.open_or_create(spec.name))
-    began = time.monotonic()
+    with leased(target, this_command(), say) as lease, explaining(target):
+        began = time.monotonic()
+        result = update(target, spec)
+        lease.take()  # the first update has made the mailbox
+        if running and result.is_same:
+            say(f"{spec.name} is as asked; nothing changed")
+        if wait:
+            finish_cloud(target, spec, old if running else None, began=began, json=json)
+        elif json:
+            emit_json(dataclasses.asdict(target.observe()))
+        else:
+            emit(f"{spec.name} is on its way: {target.exports.endpoint}\nnext: deployctl status {spec.name}")
+
+
+def update(target: CloudTarget, spec: DeploymentSpec) -> Result:
+    """Makes the cloud what the spec says. Raises StoppedError, and what bring_up raises."""
     try:
-        with explaining(target):
-            result = bring_up(target, spec, decide(spec, target, time.time()), say)
+        return bring_up(target, spec, decide(spec, target, time.time()), say)
     except KeyboardInterrupt:
         raise StoppedError(
             "stopped by Ctrl-C while the cloud was changed",
             why=f"what was made so far stays, and may cost money; `deployctl down {spec.name}` deletes it",
             next_command=f"deployctl up --name {spec.name}",
         ) from None
-    if running and result.is_same:
-        say(f"{spec.name} is as asked; nothing changed")
-    if wait:
-        with explaining(target):
-            finish_cloud(target, spec, old if running else None, began=began, json=json)
-    elif json:
-        emit_json(dataclasses.asdict(target.observe()))
-    else:
-        emit(f"{spec.name} is on its way: {target.exports.endpoint}\nnext: deployctl status {spec.name}")
 
 
 def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:

@@ -115,7 +115,11 @@ def keep_budget(target: Deployed, report: CostReport, budget: float, *, yes: boo
     left = format_seconds(at - report.now)
     question = f"End {target.name} in {left}, when about ${budget:.2f} are spent?"
     confirm(question, yes=yes, command=f"deployctl cost {target.name} --budget {budget:g}")
-    bring_forward(target, at)
+    from provision.lease import leased
+    from provision.state import this_command
+
+    with leased(target, this_command(), say):
+        bring_forward(target, at)
     say(f"the cloud ends the machine in {left}")
     return at
 

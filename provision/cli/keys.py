@@ -117,7 +117,7 @@ def revoke_(
 
 @contextlib.contextmanager
 def changing(argument: str | None, option: str | None) -> Iterator[tuple[Deployed, KeyStore]]:
-    """The deployment and its keys, with its lock held where it is on this machine; Pulumi has its own."""
+    """The deployment and its keys, with its lock held."""
     from provision.host import HostTarget
     from provision.key_stores import key_store
     from provision.local import LocalTarget
@@ -127,7 +127,18 @@ def changing(argument: str | None, option: str | None) -> Iterator[tuple[Deploye
     with contextlib.ExitStack() as held:
         if isinstance(target, LocalTarget | HostTarget):
             held.enter_context(locked(target.state, this_command()))
+        else:
+            held.enter_context(cloud_lock(target))
         yield target, key_store(target, say)
+
+
+def cloud_lock(target: Deployed) -> contextlib.AbstractContextManager[object]:
+    """Imported here: a deployment on this machine needs no Pulumi."""
+    from provision.cloud import CloudTarget
+    from provision.lease import leased
+    from provision.state import this_command
+
+    return leased(target, this_command(), say) if isinstance(target, CloudTarget) else contextlib.nullcontext()
 
 
 def seconds_of(text: str) -> int:
