@@ -40,7 +40,19 @@ def routes() -> list[tuple[str, str]]:
         listen=Listen(),
     )
     readiness = Readiness(nowhere, engine, model, Hold(nowhere, "r", engine, model, 0.0, None))
-    service = Service(deployment, engine, model, readiness, KeyRing(nowhere), Metrics("m"), Rates(), RequestLog("off"), pool, 0)
+    service = Service(
+        deployment=deployment,
+        engine=engine,
+        model=model,
+        readiness=readiness,
+        keys=KeyRing(nowhere),
+        metrics=Metrics("m"),
+        rates=Rates(),
+        log=RequestLog("off"),
+        run_dir=nowhere,
+        pool=pool,
+        started=0,
+    )
     app = create_app(service)
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     assert len(found) == len(app.routes), "a route that this test does not see"
