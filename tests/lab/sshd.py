@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -69,10 +71,15 @@ class Sshd:
         login.known_hosts.write_text(login.known_hosts_line)
         return login
 
+    def cut(self) -> None:
+        """The end of the connections that are open."""
+        for child in children(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
     def stop(self) -> None:
         """No new connections, and the end of those that are open."""
-        for child in children(self.process.pid):
-            subprocess.run(["kill", "-KILL", str(child)], check=False, capture_output=True)
+        self.cut()
         self.process.kill()
         self.process.wait()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -95,7 +94,6 @@ def numbers(open_remote: Callable[[], Remote], said: list[str], count: int) -> l
     return [next(lines).text for _ in range(count)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="sshd sets no environment for other users' tests")
 def test_lines_come_once_and_without_a_gap_over_connections_that_break(
     server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +107,7 @@ def test_lines_come_once_and_without_a_gap_over_connections_that_break(
     assert "again in" in said[0]
 
 
+@pytest.mark.slow
 def test_a_journal_that_ends_while_it_is_followed_is_opened_again(
     server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

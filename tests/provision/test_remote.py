@@ -43,6 +43,7 @@ def test_words_arrive_as_they_are(remote: Remote) -> None:
     assert remote.run(["printf", "%s\\n", *words]).text.split("\n")[:-1] == words
 
 
+@pytest.mark.slow
 def test_much_output_on_both_streams_is_complete(remote: Remote) -> None:
     script = "i=0; while [ $i -lt 3000 ]; do echo out$i; echo err$i >&2; i=$((i+1)); done"
     done = remote.run(["sh", "-c", script])
@@ -84,6 +85,7 @@ def test_an_upload_goes_on_where_it_was_cut(remote: Remote, tmp_path: Path) -> N
     assert seen[0][0] > 300_000
 
 
+@pytest.mark.slow
 @AS_ROOT
 def test_an_upload_of_what_is_there_sends_nothing(remote: Remote, tmp_path: Path) -> None:
     source, target = tmp_path / "wheel", tmp_path / "there"
@@ -92,6 +94,7 @@ def test_an_upload_of_what_is_there_sends_nothing(remote: Remote, tmp_path: Path
     assert remote.upload(source, str(target)) == 0
 
 
+@pytest.mark.slow
 @AS_ROOT
 def test_a_part_that_is_of_something_else_is_sent_anew(remote: Remote, tmp_path: Path) -> None:
     source, target = tmp_path / "wheel", tmp_path / "there"
@@ -101,6 +104,7 @@ def test_a_part_that_is_of_something_else_is_sent_anew(remote: Remote, tmp_path:
     assert target.read_bytes() == b"content"
 
 
+@pytest.mark.slow
 @AS_ROOT
 def test_a_connection_cut_in_the_middle_of_an_upload_costs_only_what_had_not_arrived(tmp_path: Path) -> None:
     source, target = tmp_path / "wheel", tmp_path / "there/wheel"
@@ -121,6 +125,7 @@ def test_a_connection_cut_in_the_middle_of_an_upload_costs_only_what_had_not_arr
     assert target.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.slow
 @AS_ROOT
 def test_a_full_disk_is_called_one(remote: Remote, tmp_path: Path) -> None:
     folder = tmp_path / "small"
@@ -166,6 +171,7 @@ def test_a_key_that_the_machine_does_not_know(server: Sshd, tmp_path: Path) -> N
     assert str(tmp_path / "other") in error.what
 
 
+@pytest.mark.slow
 def test_a_user_who_may_not_log_in(server: Sshd) -> None:
     error = failure(replace(server.login(), user="nobody-of-that-name"))
     assert "nobody-of-that-name@127.0.0.1" in error.what
@@ -224,6 +230,7 @@ def test_a_key_with_a_passphrase(server: Sshd, tmp_path: Path) -> None:
     assert "ssh-add" in (failure(replace(server.login(), key=tmp_path / "key")).next_command or "")
 
 
+@pytest.mark.slow
 def test_openssh_and_paramiko_use_the_same_login(server: Sshd) -> None:
     """The pinned file, the alias and the key of one Login are right for both."""
     done = subprocess.run(shell_argv(server.login(), ["echo", "a  b"]), capture_output=True, text=True, check=False)
