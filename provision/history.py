@@ -10,6 +10,7 @@ The stack's program writes the objects of the current release alone, and Pulumi 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from provision.mailboxes import copy_object
 from provision.spec import DeploymentSpec
 from provision.state import cache_root
 from runtime.deployment import Struct
-from runtime.mailbox import CURRENT, Mailbox, decode_current, write_atomic
+from runtime.mailbox import CURRENT, BucketMailbox, Mailbox, decode_current, write_atomic
 
 FOLDER = "history/"
 
@@ -46,6 +47,20 @@ def remember(mailbox: Mailbox, release: str, spec: DeploymentSpec) -> None:
         if not mailbox.keys(key):
             copy_object(mailbox, current.wheel, key)
     mailbox.put(f"{FOLDER}{release}.json", msgspec.json.encode(past))
+
+
+def forget(mailbox: Mailbox, kept: Sequence[str]) -> list[str]:
+    """Deletes what is written down of releases that are not `kept`, and wheels that none of the others needs; returns
+    which releases. A mailbox that is no bucket can delete nothing. Raises BucketError."""
+    if not isinstance(mailbox, BucketMailbox):
+        return []
+    written = mailbox.keys(FOLDER)
+    pages = {key.removeprefix(FOLDER).removesuffix(".json"): key for key in written if key.endswith(".json")}
+    gone = sorted(pages.keys() - set(kept))
+    needed = {recall(mailbox, "", release).sha256 for release in pages.keys() & set(kept)}
+    wheels = [key for key in written if key.endswith(".whl") and key.split("/")[1] not in needed]
+    mailbox.delete([*(pages[release] for release in gone), *wheels])
+    return gone
 
 
 def recall(mailbox: Mailbox, name: str, release: str) -> Past:

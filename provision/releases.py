@@ -28,7 +28,7 @@ def read_releases(get: Callable[[str], bytes | None], name: str) -> list[Release
 
 def choose_release(entries: Sequence[ReleaseEntry], wanted: str | None, current: str | None, name: str) -> ReleaseEntry:
     """The release called `wanted`, else the one that served last before the `current` one. Raises NotFoundError."""
-    again = f"deployctl releases {name}"
+    again = f"deployctl releases list {name}"
     if wanted is None:
         served = [entry for entry in entries if entry.state == "ready" and entry.release != current]
         if not served:

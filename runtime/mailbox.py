@@ -209,6 +209,11 @@ class BucketMailbox:
     def keys(self, prefix: str) -> list[str]:
         return [blob.key for blob in self._bucket.blobs(prefix)]
 
+    def delete(self, keys: list[str]) -> None:
+        """Keys that do not exist are fine."""
+        if keys:
+            self._bucket.delete(keys)
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """A reader sees the old content or the new one, never half; folders 0700, file 0600."""

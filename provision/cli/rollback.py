@@ -26,7 +26,7 @@ ReleaseArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="[RELEASE]",
-        help="Where to go back to, as `deployctl releases` shows it. Default: the one that served before.",
+        help="Where to go back to, as `deployctl releases list` shows it. Default: the one that served before.",
         show_default=False,
     ),
 ]

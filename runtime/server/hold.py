@@ -37,7 +37,6 @@ UNPROVED_S = 120.0  # an engine that is ready waits no longer for an agent that 
 PROBE_TEXT = "The capital of France is Paris. The capital of Italy is"
 PROBE_TOKENS = 32
 _PROBE_SALT = b"deployctl-probe"
-_TO_BE_PROVED = "the new release is loaded and is asked a first question; new requests wait"
 
 
 class Hold:
@@ -74,7 +73,7 @@ class Hold:
 
     def unready(self) -> Unready | None:
         """Why an engine that is ready is not asked yet."""
-        return Unready("serve", percent=100.0, hint=_TO_BE_PROVED) if self.on else None
+        return Unready("serve", percent=100.0) if self.on else None
 
     async def pass_through(self, receive: Receive, unready: Callable[[], Unready | None]) -> Receive:
         """Waits while there is a hold; returns what the request's body is then read from.

@@ -16,6 +16,7 @@ from runtime.server.model import Model
 logger = logging.getLogger(__name__)
 
 _BEFORE_LOAD = PHASES[: PHASES.index("load")]
+_HELD_HINT = "another release takes over; new requests wait"
 _LOGS_HINT = "see the engine's log (deployctl logs)"
 
 
@@ -33,6 +34,12 @@ class Readiness:
 
         The agent leads until the phase `load`; from there on the engine's own frames are fresher.
         """
+        found = self._unready()
+        if found is not None and self.hold.on:
+            return msgspec.structs.replace(found, hint="; ".join(filter(None, (found.hint, _HELD_HINT))))
+        return found
+
+    def _unready(self) -> Unready | None:
         if self._engine.serving and self._model.tokenizer is not None:
             return self.hold.unready()
         status = self._read()

@@ -62,7 +62,7 @@ def test_a_new_server_version_under_load_refuses_and_resets_nobody_and_rollback_
 
 
 def test_the_releases_say_which_one_serves(home: Home) -> None:
-    found = home.json("releases", NAME)
+    found = home.json("releases", "list", NAME)
     serving = [entry["release"] for entry in found if entry["state"] == "serving"]
     assert serving == [home.json("status", NAME)["release"]]
     assert len(found) == 2

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import openai
 from engine_double import DEADLINE_S, ScriptedEngine, poll
 
 from runtime.deployment import (
+    HOLD_MAX_S,
     ApiKey,
     Deployment,
     EngineOptions,
@@ -24,6 +27,7 @@ from runtime.deployment import (
     Weights,
     encode,
 )
+from runtime.handover import PREDECESSOR, ProcessId
 from runtime.mailbox import write_atomic
 
 MODEL = "tiny"
@@ -43,12 +47,17 @@ class Server:
     engine: ScriptedEngine
     tls: Path | None = None  # folder of certificate.pem and key.pem; the deployment then asks for TLS
     request_log: RequestLogMode = "off"
+    hold_max_s: float = HOLD_MAX_S
     process: subprocess.Popen[bytes] = field(init=False)
     url: str = field(init=False)
 
     @property
     def release(self) -> Path:
         return self.root / "releases" / RELEASE
+
+    @property
+    def run_dir(self) -> Path:
+        return self.engine.path.parent
 
     @property
     def keys(self) -> Path:
@@ -79,6 +88,7 @@ class Server:
             engine=options,
             listen=Listen(port=port, tls="off" if self.tls is None else "pinned"),
             request_log=self.request_log,
+            hold_max_s=self.hold_max_s,
         )
         write_atomic(self.release / "deployment.json", encode(deployment))
 
@@ -89,6 +99,19 @@ class Server:
             scheme = "http" if self.tls is None else "https"
             self.url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
             self._start({"LISTEN_FDS": "1"}, listener.fileno())
+
+    @contextmanager
+    def launched(self) -> Iterator[int]:
+        """The same, and the socket stays open here: file descriptor for the server that follows."""
+        self.write_deployment()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            self._start({"LISTEN_FDS": "1"}, listener.fileno())
+            yield listener.fileno()
+
+    def launch_next(self, listener: int) -> None:
+        """Another process on the same socket, which follows the one that runs; `process` is the new one."""
+        self._start({"LISTEN_FDS": "1", PREDECESSOR: str(ProcessId.of(self.process.pid))}, listener)
 
     def launch_on(self, port: int) -> None:
         """Starts the process without a socket, so that it binds `port` itself."""
