@@ -51,10 +51,11 @@ def run(release: Path, run_dir: Path, script: Script) -> None:
         elif time.monotonic() >= due:
             due = time.monotonic() + script.step_s
             steps += 1
-            link.send(Outputs(_step(running, script.tokens), Stats(len(running), 0, 0.5, 0, 0, 0, steps)))
+            link.send(Outputs(step(running, script.tokens), Stats(len(running), 0, 0.5, 0, 0, 0, steps)))
 
 
-def _step(running: dict[str, tuple[int, int]], tokens: list[int]) -> list[Output]:
+def step(running: dict[str, tuple[int, int]], tokens: list[int]) -> list[Output]:
+    """One token for each of `running`; what has ended is taken out."""
     outputs = []
     for name, (count, last) in list(running.items()):
         ended = count + 1 == last

@@ -74,7 +74,7 @@ class StreamReader(asyncio.Protocol):
         cast(asyncio.WriteTransport, transport).write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self.events += data.count(b"data: ")
+        self.events += data.count(b"\n\n")
         self.bytes += len(data)
         self._end = (self._end + data)[-600:]
         if b"[DONE]" in self._end and not self._done.done():
