@@ -166,7 +166,7 @@ def test_the_agents_question_is_answered_with_greedy_tokens(holding: Server) -> 
 def test_an_engine_that_fails_the_question_is_told_to_the_agent(holding: Server) -> None:
     holding.engine.error = "the logits are not finite"
     holding.engine.start()
-    tell(holding, probe="q1")
+    tell(holding, probe="q2")
     poll(lambda: read_probed(holding.run_dir) is not None, "an answer")
     answer = read_probed(holding.run_dir)
     assert answer is not None
