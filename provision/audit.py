@@ -10,11 +10,13 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from provision.state import current_user, state_root
-from runtime.mailbox import Asked
+from runtime.deployment import encode
+from runtime.mailbox import ASKED, Asked
 
 MOST_BYTES = 2**20  # of one file; one older file is kept
 
@@ -34,9 +36,9 @@ def who() -> str:
     return f"{current_user()}@{socket.gethostname()}"
 
 
-def asked(command: str) -> Asked:
-    """What a machine is told about this command."""
-    return Asked(by=who(), command=command, at=time.time())
+def tell(put: Callable[[str, bytes], None], command: str) -> None:
+    """Tells a machine whose order comes next. `put`: into its mailbox."""
+    put(ASKED, encode(Asked(by=who(), command=command, at=time.time())))
 
 
 def note(deployment: str, command: str) -> None:

@@ -24,7 +24,7 @@ from provision.errors import LockedError, NotRunningError
 from provision.progress import format_seconds
 from runtime.bucket import BucketError
 from runtime.deployment import Struct, encode
-from runtime.mailbox import ASKED, LOCK, Mailbox
+from runtime.mailbox import LOCK, Mailbox
 
 if TYPE_CHECKING:
     from provision.cloud import CloudTarget
@@ -105,7 +105,7 @@ class Lease:
         holder = read_holder(mailbox)
         if holder is not None and holder.token != self._mine.token:
             raise locked_error(self._name, holder)
-        mailbox.put(ASKED, encode(audit.asked(self._mine.command)))
+        audit.tell(mailbox.put, self._mine.command)
         self._mailbox = mailbox
         threading.Thread(target=self._renew, args=(mailbox,), name="lease", daemon=True).start()
 

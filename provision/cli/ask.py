@@ -15,7 +15,7 @@ def confirm_name(what: str, name: str, *, yes: bool, command: str) -> None:
     if not sys.stdin.isatty():
         raise UsageError(
             f"{what}: there is no terminal to ask for confirmation",
-            why="standard input is not a terminal, and the command names nothing",
+            why="standard input is not a terminal",
             next_command=command,
         )
     sys.stderr.write(f"{what}. Type its name, {name}, to go on: ")

@@ -63,7 +63,7 @@ def report_of(target: Deployed) -> CostReport:
         raise TypeError(f"the bill of {type(target).__name__} is kept nowhere")
     exports, rest = target.exports, left_over(target)
     ended = exports.expires_at if exports.expires_at is not None and exports.expires_at <= now else None
-    stopped = exports.instance_id is None or ended is not None
+    gone = exports.instance_id is None or ended is not None or exports.stopped
     so_far = None
     if exports.made_at is not None:
         so_far = spent(exports.bill, rest, since=exports.made_at, ended=ended, now=now)
@@ -71,7 +71,7 @@ def report_of(target: Deployed) -> CostReport:
         name=target.name,
         target=seen.target,
         life=seen.life,
-        items=rest if stopped else exports.bill,
+        items=rest if gone else exports.bill,
         now=now,
         since=exports.made_at,
         expires_at=exports.expires_at,
@@ -81,9 +81,9 @@ def report_of(target: Deployed) -> CostReport:
 
 
 def left_over(target: CloudTarget) -> tuple[CostItem, ...]:
-    """What bills once the cloud's timer has deleted the machine, until `down`."""
-    spec = target.spec()
-    return () if spec is None else residual_items(spec, target.exports.disk_gib or 0, stopped=False)
+    """What bills while the machine is stopped, or once the cloud's timer has deleted it, until `down`."""
+    spec, exports = target.spec(), target.exports
+    return () if spec is None else residual_items(spec, exports.disk_gib or 0, stopped=exports.stopped)
 
 
 def known_usage(target: Deployed) -> Usage | None:

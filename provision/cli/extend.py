@@ -27,9 +27,12 @@ def extend(
     """Let the cloud end a deployment later: `deployctl extend 4h`, or `deployctl extend NAME 4h`."""
     name, seconds = read_words(words)
     target = rented(find_target(name, name_option), "extend")
+    from provision.lease import leased
     from provision.power import extend_life
+    from provision.state import this_command
 
-    expires_at = extend_life(target, seconds, say, time.time())
+    with leased(target, this_command(), say):
+        expires_at = extend_life(target, seconds, say, time.time())
     if json:
         emit_json({"name": target.name, "expires_at": expires_at})
         return

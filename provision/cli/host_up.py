@@ -11,8 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from provision import audit
 from provision.cli.ask import confirm
 from provision.cli.deploy import prove, refuse_unstartable
+from provision.cli.doctor import explaining
 from provision.cli.output import console, emit, emit_json, say
 from provision.cli.plan_view import plan_table
 from provision.cli.present import PROOF_PROMPT, changed_text, host_ready_text
@@ -42,7 +44,7 @@ from provision.remote import parse_host
 from provision.render import Change, Order, WheelItem, changes, render
 from provision.spec import DeploymentSpec
 from provision.ssh import Login, fingerprint
-from provision.state import LocalState, make_api_key
+from provision.state import LocalState, make_api_key, this_command
 from provision.target import Observation
 from provision.trust import pin_file
 from provision.wheel import runtime_wheel
@@ -80,10 +82,12 @@ def up_host(
         plan = show_host_plan(spec, facts, running=not fresh)
         question = f"Start it on {target.login().target}?" if fresh else "Change it?"
         confirm(question, yes=yes, command=f"deployctl {command} --name {spec.name}")
+        audit.tell(target.put, this_command())
         release = send(target, spec, plan, fresh=fresh)
     elif seen.life == "ready":
         say(f"{spec.name} is up already, as asked")
-    finish_host(target, release, began=began, json=json, command=command)
+    with explaining(target):
+        finish_host(target, release, began=began, json=json, command=command)
 
 
 def introduce(target: HostTarget, spec: DeploymentSpec, *, host_key: str | None, identity: Path | None) -> None:

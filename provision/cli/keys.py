@@ -118,27 +118,35 @@ def revoke_(
 @contextlib.contextmanager
 def changing(argument: str | None, option: str | None) -> Iterator[tuple[Deployed, KeyStore]]:
     """The deployment and its keys, with its lock held."""
-    from provision.host import HostTarget
     from provision.key_stores import key_store
-    from provision.local import LocalTarget
-    from provision.state import locked, this_command
 
     target = find_target(argument, option)
-    with contextlib.ExitStack() as held:
-        if isinstance(target, LocalTarget | HostTarget):
-            held.enter_context(locked(target.state, this_command()))
-        else:
-            held.enter_context(cloud_lock(target))
+    with lock_of(target):
         yield target, key_store(target, say)
 
 
-def cloud_lock(target: Deployed) -> contextlib.AbstractContextManager[object]:
-    """Imported here: a deployment on this machine needs no Pulumi."""
+@contextlib.contextmanager
+def lock_of(target: Deployed) -> Iterator[None]:
+    """The deployment's lock, wherever it is kept; a machine elsewhere is told who asks. Raises LockedError."""
+    from provision import audit
+    from provision.host import HostTarget
+    from provision.local import LocalTarget
+    from provision.state import locked, this_command
+
+    command = this_command()
+    if isinstance(target, LocalTarget | HostTarget):
+        with locked(target.state, command):
+            if isinstance(target, HostTarget):
+                audit.tell(target.put, command)
+            yield
+        return
     from provision.cloud import CloudTarget
     from provision.lease import leased
-    from provision.state import this_command
 
-    return leased(target, this_command(), say) if isinstance(target, CloudTarget) else contextlib.nullcontext()
+    if not isinstance(target, CloudTarget):
+        raise TypeError(f"{type(target).__name__} has no lock")
+    with leased(target, command, say):
+        yield
 
 
 def seconds_of(text: str) -> int:

@@ -39,14 +39,17 @@ def stop(
         stop_local(target, json=json)
         return
     cloud = rented(target, "stop")
+    from provision.lease import leased
     from provision.power import stop_machine
+    from provision.state import this_command
 
     confirm(
         f"Stop {cloud.name}? Its endpoint answers nobody until it is woken.",
         yes=yes,
         command=f"deployctl stop {cloud.name}",
     )
-    stopped = stop_machine(cloud, say)
+    with leased(cloud, this_command(), say):
+        stopped = stop_machine(cloud, say)
     if json:
         emit_json(dataclasses.asdict(stopped) | {"usd_per_hour": stopped.usd_per_hour})
     else:

@@ -35,14 +35,18 @@ def wake(
         return
     target = rented(found, "wake")
     from provision.cli.cloud_up import finish_cloud
+    from provision.cli.doctor import explaining
+    from provision.lease import leased
     from provision.power import existing_machine, wake_machine
+    from provision.state import this_command
 
     spec, exports = existing_machine(target)
     price = "at an unknown price" if exports.hourly_price is None else f"for about ${exports.hourly_price:.2f} an hour"
     confirm(f"Wake {target.name} {price}?", yes=yes, command=f"deployctl wake {target.name}")
     began = time.monotonic()
-    wake_machine(target, say, time.time())
-    finish_cloud(target, spec, None, began=began, json=json)
+    with leased(target, this_command(), say), explaining(target):
+        wake_machine(target, say, time.time())
+        finish_cloud(target, spec, None, began=began, json=json)
 
 
 def wake_local(target: LocalTarget, *, yes: bool, json: bool) -> None:
