@@ -151,7 +151,14 @@ def check_mailbox(spec: DeploymentSpec, may_use_store: bool | Unknown | None) ->
 
 
 def check_network(spec: DeploymentSpec) -> Iterator[Finding]:
-    """What a network of one's own must bring along."""
+    """What a network of one's own must bring along, and what a machine without a way out needs in its mailbox."""
+    if spec.egress == "bundle":
+        scheme = "s3" if spec.cloud == "aws" else "oss"
+        text = "the machine installs its packages from bundle/wheels/ of its mailbox, and fails until they are there"
+        command = (
+            f"deployctl weights bundle {scheme}://<output mailbox> --region {spec.region}, then deployctl up again"
+        )
+        yield Finding("warning", "bundle", text, command)
     if spec.vpc_id is None or spec.endpoint == "public":
         return
     if spec.egress == "nat":

@@ -27,7 +27,7 @@ from provision.preflight import (
 )
 from provision.preflight.prices import on_demand_price
 from provision.preflight.quotas import vcpu_code
-from provision.preflight.rules import check_user_data
+from provision.preflight.rules import check_network, check_user_data
 from provision.spec import DeploymentSpec, parse
 from provision.stack_settings import Placement, StackSettings
 
@@ -373,6 +373,12 @@ def test_an_account_that_may_not_use_oss_is_told_the_setting_before_it_buys(
     item = about(run(spec, facts_for(spec, may_use_store=may_use_store)), "mailbox")
     assert (item.level, words in item.text) == (level, True)
     assert (item.next_command == "deployctl up --mailbox cloud_assistant") is (level == "error")
+
+
+def test_a_machine_without_a_way_out_is_told_which_command_fills_its_mailbox() -> None:
+    (found,) = check_network(aws(endpoint="intranet", egress="bundle", model="s3://models/qwen"))
+    assert (found.level, found.subject) == ("warning", "bundle")
+    assert (found.next_command or "").startswith("deployctl weights bundle s3://")
 
 
 def test_a_live_price_replaces_the_catalogs_and_is_labelled() -> None:
