@@ -1,6 +1,7 @@
 """Sampling: stateless, exact at its edges, and distributed as it says."""
 
 from dataclasses import replace
+from math import e
 
 import pytest
 import torch
@@ -154,3 +155,55 @@ def test_no_log_probability_is_computed_unasked_and_zero_reports_the_chosen_toke
     assert bare.logprobs is not None
     assert bare.logprobs.top == ()
     assert bare.logprobs.rank == 1
+
+
+PROBABILITIES = [0.4, 0.25, 0.15, 0.1, 0.06, 0.04]
+CHI_SQUARE_999 = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5}  # 99.9 % quantiles by degrees of freedom
+
+
+def renormalized(weights: list[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+def penalized(token_factors: dict[int, float]) -> list[float]:
+    """The distribution where the odds of some tokens are multiplied."""
+    return renormalized([p * token_factors.get(token, 1.0) for token, p in enumerate(PROBABILITIES)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (replace(PLAIN, temperature=1.0), PROBABILITIES),
+        (replace(PLAIN, temperature=0.5), renormalized([p**2 for p in PROBABILITIES])),
+        (replace(PLAIN, temperature=2.0), renormalized([p**0.5 for p in PROBABILITIES])),
+        (replace(PLAIN, temperature=1.0, top_k=3), renormalized([*PROBABILITIES[:3], 0, 0, 0])),
+        (replace(PLAIN, temperature=1.0, top_p=0.7), renormalized([*PROBABILITIES[:3], 0, 0, 0])),
+        (replace(PLAIN, temperature=1.0, min_p=0.2), renormalized([*PROBABILITIES[:4], 0, 0])),
+        (
+            replace(PLAIN, temperature=0.5, top_k=4, top_p=0.8),  # both filters look at the tempered probabilities
+            renormalized([*[p**2 for p in PROBABILITIES[:2]], 0, 0, 0, 0]),
+        ),
+        (replace(PLAIN, temperature=1.0, presence_penalty=1.0, output=(0, 0, 3)), penalized({0: e**-1, 3: e**-1})),
+        (replace(PLAIN, temperature=1.0, frequency_penalty=0.5, output=(0, 0, 3)), penalized({0: e**-1, 3: e**-0.5})),
+        # All logits are negative here, so a repetition penalty of 2 doubles them: p becomes p².
+        (
+            replace(PLAIN, temperature=1.0, repetition_penalty=2.0, prompt=(1,), output=(0,)),
+            penalized({0: 0.4, 1: 0.25}),
+        ),
+        (replace(PLAIN, temperature=1.0, bias=((5, 2.0),)), penalized({5: e**2})),
+        (replace(PLAIN, temperature=1.0, banned=(0,)), penalized({0: 0.0})),
+    ],
+    ids=[
+        *("plain", "cold", "hot", "top-k", "top-p", "min-p", "cold, top-k and top-p"),
+        *("presence", "frequency", "repetition", "bias", "ban"),
+    ],
+)
+def test_draws_follow_the_closed_form(changed: SamplingRow, expected: list[float]) -> None:
+    count = 1500
+    logits = torch.tensor(PROBABILITIES).log().expand(count, -1).clone()
+    picks = tokens(logits, [replace(changed, seed=1, position=at) for at in range(count)])
+    observed = torch.bincount(torch.tensor(picks), minlength=len(expected)).tolist()
+    possible = [token for token, p in enumerate(expected) if p > 0]
+    assert sum(observed[token] for token in possible) == count
+    distance = sum((observed[token] - count * expected[token]) ** 2 / (count * expected[token]) for token in possible)
+    assert distance < CHI_SQUARE_999[len(possible) - 1]
