@@ -23,7 +23,7 @@ from runtime.agent.control import SupervisorClient
 from runtime.agent.supervisor import read_record
 from runtime.agent.units import UnitState
 from runtime.deployment import ApiKey, Deployment, EngineOptions, Listen, ModelSource, encode
-from runtime.mailbox import CURRENT, KEYS, Current, FolderMailbox, release_key
+from runtime.mailbox import CURRENT, KEYS, STATUS, Current, FolderMailbox, decode_status, release_key
 from tests.chaos.setting import CONTEXT, MODEL, SEATS, SECRETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ class Machine:
         return SupervisorClient(self.state / "run")
 
     def start(self) -> None:
-        """Returns once a request can be answered."""
+        """Returns once the agent says that the release is ready, as `up` does."""
         model = write_model(self.root / "model")
         self._fill_mailbox(model)
         argv = [sys.executable, "-m", "tests.chaos.machine", str(self.state), str(self.root / "mailbox")]
@@ -84,7 +84,7 @@ class Machine:
         record = wait_for(lambda: read_record(self.state), "a supervisor", START_S)
         self.port = record.port
         try:
-            wait_for(lambda: self.is_ready() or None, "the endpoint is ready", START_S)
+            wait_for(lambda: self._is_settled() or None, "the release is ready", START_S)
         except TimeoutError as error:
             logs = "\n".join(f"{name}: {self.log(name)[-1500:]}" for name in UNITS)
             raise TimeoutError(f"{error}; the logs end with\n{logs}") from None
@@ -100,6 +100,10 @@ class Machine:
 
     def is_ready(self) -> bool:
         return self.get("/health")[0] == 200
+
+    def _is_settled(self) -> bool:
+        data = FolderMailbox(self.root / "mailbox").get(STATUS)
+        return data is not None and decode_status(data).phase == "ready" and self.is_ready()
 
     def get(self, path: str) -> tuple[int, bytes]:
         """(0, b"") when nobody answers."""
