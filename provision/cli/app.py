@@ -38,7 +38,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "wake": CommandEntry("provision.cli.wake", "Switch a stopped deployment on again."),
     "extend": CommandEntry("provision.cli.extend", "Let the cloud end a deployment later."),
     "rollback": CommandEntry("provision.cli.rollback", "Go back to an earlier release; the port stays open."),
-    "releases": CommandEntry("provision.cli.releases", "Show the releases that can be gone back to, and forget older ones."),
+    "releases": CommandEntry("provision.cli.releases", "Show the releases that can be gone back to; forget others."),
     "down": CommandEntry("provision.cli.down", "Stop a deployment and prove that nothing is left."),
     "ps": CommandEntry("provision.cli.ps", "List all deployments with phase, endpoint, age and price."),
     "keys": CommandEntry("provision.cli.keys", "List, add, rotate and revoke API keys, without a restart."),

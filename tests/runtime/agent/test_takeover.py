@@ -7,6 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
 from agent_machine import Machine, wait_for
 
 from runtime.agent.files import PRIVATE
@@ -14,6 +15,7 @@ from runtime.agent.fingerprint import Fingerprints, difference
 from runtime.agent.takeover import Takeover
 from runtime.deployment import Weights
 from runtime.handover import HANDOVER, ProcessId
+from runtime.mailbox import RELEASES, decode_releases
 
 
 def served(machine: Machine, release: str) -> Machine:
@@ -85,6 +87,31 @@ def test_another_first_answer_than_the_recorded_one_is_a_warning(machine: Machin
     assert "from number 3 on" in (status.hint or "")
 
 
+@pytest.mark.slow
+def test_going_back_to_a_release_that_does_not_load_any_more_ends_at_the_one_that_served(machine: Machine) -> None:
+    served(machine, "r1")
+    machine.deploy("r2")
+    machine.wait_ready("r2")
+    machine.deploy("r1", "refuse")
+    status = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    assert status.release == "r2"
+    assert "release r1 failed in phase load" in (status.error or "")
+    assert machine.get("/health")[0] == 200
+
+
+def test_the_machine_tells_which_releases_it_keeps_and_which_one_serves(machine: Machine) -> None:
+    served(machine, "r1")
+    machine.deploy("r2", "refuse")
+    machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+
+    def told() -> dict[str, str] | None:
+        found = {entry.release: entry.state for entry in decode_releases(machine.mailbox.get(RELEASES) or b"[]")}
+        return found if len(found) == 2 else None
+
+    assert wait_for(told, "two releases") == {"r1": "serving", "r2": "failed"}
+
+
+@pytest.mark.slow
 def test_an_agent_killed_while_requests_are_held_ends_the_hold_later(machine: Machine) -> None:
     served(machine, "r1")
     machine.deploy("r2", "slow")
