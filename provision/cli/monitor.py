@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from json import dumps as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +17,7 @@ import typer
 
 from provision.cli.clouds import cloud_targets
 from provision.cli.names import NameArgument, NameOption, find_target, one_name
-from provision.cli.output import emit, say
+from provision.cli.output import JsonFlag, emit, emit_json, say
 from provision.errors import DeployctlError, FailedError, MissingPartError, NotFoundError, PortTakenError
 from provision.monitoring import TTFT_P95_S, ConfigFile, Thresholds, Watched, config_files, prometheus_argv
 from provision.state import cache_root, list_states
@@ -44,16 +47,18 @@ def monitor(
             help="Only write the configuration into this folder, for a Prometheus of your own.", show_default=False
         ),
     ] = None,
+    json: JsonFlag = False,
 ) -> None:
     """Run Prometheus on the deployments, and print alerts as they come and go. Ctrl-C ends it; its data stays.
 
-    Watches NAME, or all deployments that answer.
+    Watches NAME, or all deployments that answer. With --json each alert is one JSON object in a line of its own.
     """
     wanted = one_name(name, name_option)
     thresholds = Thresholds(ttft_p95)
     if write is not None:
         write_files(config_files(watch(wanted), thresholds, write.absolute()), write)
-        emit(str(write / "prometheus.yml"))
+        config = str(write / "prometheus.yml")
+        emit_json({"config": config}) if json else emit(config)
         return
     program = shutil.which("prometheus")
     if program is None:
@@ -70,7 +75,8 @@ def monitor(
         argv = prometheus_argv(program, folder, folder / "data", port)
         running = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
-            attend(running, f"http://127.0.0.1:{port}", wanted, watched, thresholds, folder)
+            tell = tell_json if json else tell_people
+            attend(running, f"http://127.0.0.1:{port}", wanted, watched, thresholds, folder, tell)
         except KeyboardInterrupt:
             say("stopped; the data stays in " + str(folder / "data"))
         finally:
@@ -80,6 +86,30 @@ def monitor(
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Alert:
+    """One alert of one deployment. `next`: the command to type."""
+
+    name: str
+    deployment: str
+    severity: str
+    summary: str
+    next: str
+
+
+Tell = Callable[[Alert, bool], None]
+"""Told (alert, whether it fires now or is over)."""
+
+
+def tell_people(alert: Alert, firing: bool) -> None:
+    at = time.strftime("%H:%M:%S")
+    emit(f"{at} {alert.severity}: {alert.summary}; next: {alert.next}" if firing else f"{at} over: {alert.summary}")
+
+
+def tell_json(alert: Alert, firing: bool) -> None:
+    emit(json_text({"at": time.time(), "firing": firing} | dataclasses.asdict(alert)))
 
 
 def watch(name: str | None) -> list[Watched]:
@@ -132,18 +162,24 @@ def attend(
     watched: list[Watched],
     thresholds: Thresholds,
     folder: Path,
+    tell: Tell,
 ) -> None:
     """Until Ctrl-C: prints alerts, and follows deployments that come, go or get another end. Raises FailedError."""
     import httpx
 
     with httpx.Client(base_url=url, timeout=10.0, trust_env=False) as client:
         _wait_ready(client, running, folder)
-        emit(f"{url}  watching {', '.join(item.name for item in watched)}; Ctrl-C ends it")
-        seen: dict[str, str] = {}
+        say(f"{url}  watching {', '.join(item.name for item in watched)}; Ctrl-C ends it")
+        seen: frozenset[Alert] = frozenset()
         looked_at = time.monotonic()
         while True:
             _refuse_ended(running, folder)
-            seen = _tell(seen, _firing(client))
+            now = _firing(client)
+            for alert in sorted(now - seen):
+                tell(alert, True)
+            for alert in sorted(seen - now):
+                tell(alert, False)
+            seen = now
             if time.monotonic() - looked_at > LOOK_AGAIN_S:
                 looked_at = time.monotonic()
                 watched = _follow(client, name, watched, thresholds, folder)
@@ -164,26 +200,20 @@ def _follow(client: Any, name: str | None, watched: list[Watched], limits: Thres
     return list(known.values())
 
 
-def _firing(client: Any) -> dict[str, str]:
-    """What each alert that fires says, by its labels."""
-    found: dict[str, str] = {}
-    for alert in client.get("/api/v1/alerts").raise_for_status().json()["data"]["alerts"]:
-        if alert["state"] == "firing":
-            labels, said = alert["labels"], alert["annotations"]
-            key = f"{labels['alertname']} {labels.get('deployment', '')}"
-            found[key] = f"{labels['severity']}: {said['summary']}; next: {said['next']}"
-    return found
-
-
-def _tell(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    at = time.strftime("%H:%M:%S")
-    for key, text in now.items():
-        if key not in before:
-            emit(f"{at} {text}")
-    for key, text in before.items():
-        if key not in now:
-            emit(f"{at} over: {text.partition('; next')[0]}")
-    return now
+def _firing(client: Any) -> frozenset[Alert]:
+    """What fires now."""
+    alerts = client.get("/api/v1/alerts").raise_for_status().json()["data"]["alerts"]
+    return frozenset(
+        Alert(
+            name=alert["labels"]["alertname"],
+            deployment=alert["labels"].get("deployment", ""),
+            severity=alert["labels"]["severity"],
+            summary=alert["annotations"]["summary"],
+            next=alert["annotations"]["next"],
+        )
+        for alert in alerts
+        if alert["state"] == "firing"
+    )
 
 
 def _wait_ready(client: Any, running: subprocess.Popen[bytes], folder: Path) -> None:
