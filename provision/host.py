@@ -29,6 +29,7 @@ from provision.errors import (
     RemoteError,
     StateError,
 )
+from provision.host_report import parse_removal, parse_units
 from provision.journal import read_journal
 from provision.local import judge
 from provision.ssh import Login
@@ -146,10 +147,10 @@ class HostTarget:
 
     def get(self, key: str) -> bytes | None:
         """An object of the machine's mailbox."""
-        return self.remote().get(f"{SPOOL_DIR}/{key}")
+        return self.remote().files.get(f"{SPOOL_DIR}/{key}")
 
     def put(self, key: str, data: bytes) -> None:
-        self.remote().put(f"{SPOOL_DIR}/{key}", data)
+        self.remote().files.put(f"{SPOOL_DIR}/{key}", data)
 
     def start(self, order: Order) -> None:
         """Sends the release, installs stage 0 and starts it."""
@@ -157,16 +158,16 @@ class HostTarget:
 
         facts = self.facts()
         remote = self.remote()
-        remote.remove(f"{SPOOL_DIR}/{STATUS}")  # what an earlier life reported says nothing about this one
+        remote.files.remove(f"{SPOOL_DIR}/{STATUS}")  # what an earlier life reported says nothing about this one
         self._send(order)
         vm = Vm(
             name=self.name, provider="host", region="", bucket="", endpoint="", spool=str(SPOOL_DIR),
             id=facts.instance_id,
         )  # fmt: skip
-        remote.make_folder(f"{SPOOL_DIR}/status", 0o700)
-        remote.put(str(VM_FILE), msgspec.json.encode(vm), 0o644)
-        remote.put(STAGE0, stage0().encode() + b"\n", 0o644)
-        remote.put(f"{UNIT_DIR}/{STAGE0_UNIT}", stage0_unit().encode(), 0o644)
+        remote.files.make_folder(f"{SPOOL_DIR}/status", 0o700)
+        remote.files.put(str(VM_FILE), msgspec.json.encode(vm), 0o644)
+        remote.files.put(STAGE0, stage0().encode() + b"\n", 0o644)
+        remote.files.put(f"{UNIT_DIR}/{STAGE0_UNIT}", stage0_unit().encode(), 0o644)
         remote.do(["systemctl", "daemon-reload"], what="systemctl daemon-reload")
         remote.do(["systemctl", "enable", "--quiet", STAGE0_UNIT], what="enabling stage 0")
         remote.do(["systemctl", "restart", STAGE0_UNIT], what="starting stage 0")
@@ -338,7 +339,7 @@ class HostTarget:
 
         while True:
             try:
-                self.remote().upload(local, path, saw)
+                self.remote().files.upload(local, path, saw)
                 return
             except ConnectionFailedError as error:
                 failures += 1
@@ -346,60 +347,6 @@ class HostTarget:
                     raise
                 self.report(f"  the connection broke ({(error.why or '').splitlines()[0]}); {local.name} goes on")
                 self.close()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Proof:
-    """What the removal script has seen."""
-
-    ended: tuple[str, ...]
-    processes_left: tuple[str, ...]
-    files_left: tuple[str, ...]
-    kept: str | None
-
-
-def parse_removal(lines: list[str]) -> Proof:
-    """Lines of templates/host-remove.sh."""
-
-    def of(kind: str) -> list[str]:
-        return [line.removeprefix(kind) for line in lines if line.startswith(kind)]
-
-    kept = [f"{path} ({int(size) / 2**30:.1f} GiB)" for size, _, path in (text.partition(" ") for text in of("kept "))]
-    return Proof(
-        ended=tuple(_process(text) for text in of("ended ")),
-        processes_left=tuple(_process(text) for text in of("left process ")),
-        files_left=tuple(of("left file ")),
-        kept=", ".join(kept) or None,
-    )
-
-
-def _process(text: str) -> str:
-    """ "12 /var/lib/…/deployctl-runtime engine --release …" → "engine (pid 12)"."""
-    pid, _, words = text.partition(" ")
-    name = words.partition("deployctl-runtime ")[2].partition(" ")[0]
-    if not name:
-        name = "stage 0" if STAGE0 in words else " ".join(words.split()[:3])
-    return f"{name} (pid {pid})"
-
-
-def parse_units(text: str) -> tuple[ProcessView, ...]:
-    """Running units of `systemctl show` after a line of /proc/uptime."""
-    first, _, rest = text.partition("\n")
-    try:
-        uptime = float(first.split()[0])
-    except (IndexError, ValueError):
-        return ()
-    found = []
-    for block in rest.split("\n\n"):
-        values = dict(line.partition("=")[::2] for line in block.splitlines())
-        pid, name = values.get("MainPID", "0"), values.get("Id", "")
-        if not pid.isdigit() or pid == "0":
-            continue
-        entered = values.get("ActiveEnterTimestampMonotonic", "")
-        seconds = uptime - int(entered) / 1e6 if entered.isdigit() and entered != "0" else None
-        unit = name.removeprefix("deployctl-").removesuffix(".service")
-        found.append(ProcessView(unit, int(pid), max(0.0, seconds) if seconds is not None else None))
-    return tuple(found)
 
 
 def record_file(state: LocalState) -> Path:

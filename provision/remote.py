@@ -1,5 +1,5 @@
-"""A machine over SSH, for programs: commands with their exit status, files as root, uploads that go on where they were
-cut. paramiko; people's shells and tunnels are OpenSSH's (provision.ssh).
+"""A machine over SSH, for programs: commands with their exit status, what they say as it comes, files as root
+(provision.remote_files). paramiko; people's shells and tunnels are OpenSSH's (provision.ssh).
 
 Every failure of the transport becomes one ConnectionFailedError; what a remote command says is no failure of it.
 """
@@ -7,11 +7,10 @@ Every failure of the transport becomes one ConnectionFailedError; what a remote 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import io
 import logging
 import os
-import posixpath
 import select
 import shlex
 import stat
@@ -19,14 +18,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from provision.errors import DiskFullError, MissingPartError, RemoteError, UsageError
+from provision.errors import MissingPartError, RemoteError, UsageError
 from provision.ssh import ALIVE_S, CONNECT_TIMEOUT_S, Login, explain
 
 if TYPE_CHECKING:
     from paramiko import Channel, MissingHostKeyPolicy, PKey, SFTPClient, SSHClient
+
+    from provision.remote_files import Files
 
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"  # Debian's and Ubuntu's place
 CHUNK = 256 * 1024
@@ -40,9 +40,6 @@ KEY_KINDS: dict[str, tuple[str, ...]] = {
     "ecdsa-sha2-nistp521": ("ecdsa-sha2-nistp521",),
     "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"),
 }
-
-Report = Callable[[int, int], None]
-"""Bytes that are there, and how many there will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,6 @@ class Remote:
     def __init__(self, login: Login, client: SSHClient) -> None:
         self.login = login
         self._client = client
-        self._files: SFTPClient | None = None
 
     def __enter__(self) -> Remote:
         return self
@@ -243,13 +239,17 @@ class Remote:
             finally:
                 channel.close()
 
-    @property
-    def files(self) -> SFTPClient:
-        """The machine's files as root: an SFTP server of its own under sudo. Raises RemoteError."""
+    @functools.cached_property
+    def files(self) -> Files:
+        """The machine's files, as root."""
+        from provision.remote_files import Files
+
+        return Files(self)
+
+    def open_sftp(self) -> SFTPClient:
+        """An SFTP server of its own under sudo. Raises RemoteError."""
         import paramiko
 
-        if self._files is not None:
-            return self._files
         with failures(self.login):
             transport = self._client.get_transport()
             if transport is None:
@@ -258,144 +258,12 @@ class Remote:
             channel.settimeout(SILENCE_S)
             channel.exec_command(shlex.join(self.as_root([SFTP_SERVER])))
             try:
-                self._files = paramiko.SFTPClient(channel)
+                return paramiko.SFTPClient(channel)
             except (EOFError, paramiko.SSHException) as error:
                 if not self.is_open:
                     raise
                 said = channel.makefile_stderr("rb").read(4096)
                 raise failed(self.login, "files as root", Done(1, b"", said)) from error
-        return self._files
-
-    def get(self, path: str) -> bytes | None:
-        """A file's content, None when it is not there."""
-        with failures(self.login):
-            try:
-                with self.files.open(path, "rb") as file:
-                    file.prefetch()
-                    return bytes(file.read())
-            except FileNotFoundError:
-                return None
-
-    def put(self, path: str, data: bytes, mode: int = 0o600) -> None:
-        """A reader sees the old content or the new one, never half. Raises DiskFullError, RemoteError."""
-        new = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.new")
-        self.make_folder(posixpath.dirname(path))
-        with self._writing(path, len(data)):
-            with self.files.open(new, "wb") as file:
-                file.write(data)
-            self.files.chmod(new, mode)
-            self.files.posix_rename(new, path)
-
-    def make_folder(self, path: str, mode: int = 0o755) -> None:
-        """With its parents; one that is there is left as it is."""
-        with self._writing(path, 0):
-            missing = []
-            while path not in ("", "/") and not self._exists(path):
-                missing.append(path)
-                path = posixpath.dirname(path)
-            for folder in reversed(missing):
-                self.files.mkdir(folder, mode)
-                self.files.chmod(folder, mode)
-
-    def names(self, folder: str) -> list[str]:
-        """What lies in a folder; nothing where there is none."""
-        with failures(self.login):
-            try:
-                return sorted(self.files.listdir(folder))
-            except FileNotFoundError:
-                return []
-
-    def remove(self, path: str) -> None:
-        with failures(self.login), contextlib.suppress(FileNotFoundError):
-            self.files.remove(path)
-
-    def upload(self, local: Path, path: str, report: Report | None = None, mode: int = 0o644) -> int:
-        """Brings a file over, from where an earlier upload was cut, and checks its SHA-256 there. Returns the bytes
-        that were sent; 0 = it was there already. Raises ConnectionFailedError (call it again: what arrived stays),
-        DiskFullError, RemoteError."""
-        digest = file_digest(local)
-        if self._exists(path) and self.digest(path) == digest:
-            return 0
-        self.make_folder(posixpath.dirname(path))
-        part, sent = path + ".part", 0
-        for attempt in (1, 2):
-            sent += self._append(local, part, report)
-            found = self.digest(part)
-            if found == digest:
-                break
-            self.remove(part)
-            if attempt == 2:
-                raise RemoteError(
-                    f"{local.name} arrives at {self.login.target} different from what was sent, twice",
-                    why=f"SHA-256 is {found}, not {digest}",
-                    next_command="the same command again, and a check of that machine's disk",
-                )
-        with self._writing(path, 0):
-            self.files.chmod(part, mode)
-            self.files.posix_rename(part, path)
-        return sent
-
-    def digest(self, path: str) -> str:
-        """SHA-256 of a file there, read by root there."""
-        return self.do(["sha256sum", "--", path], what=f"the checksum of {path}").text.split()[0]
-
-    def _append(self, local: Path, part: str, report: Report | None) -> int:
-        size = local.stat().st_size
-        with self._writing(part, size):
-            start = self.files.stat(part).st_size or 0 if self._exists(part) else 0
-            if start > size:
-                self.files.remove(part)
-                start = 0
-            with local.open("rb") as source, self.files.open(part, "ab") as target:
-                source.seek(start)
-                target.set_pipelined(True)
-                at = start
-                while data := source.read(CHUNK):
-                    target.write(data)
-                    at += len(data)
-                    if report is not None:
-                        report(at, size)
-            # Pipelined writes are not answered one by one, and nobody tells of one that failed.
-            if (self.files.stat(part).st_size or 0) != size:
-                raise OSError(f"only {self.files.stat(part).st_size} bytes have arrived")
-        return size - start
-
-    def _exists(self, path: str) -> bool:
-        with failures(self.login):
-            try:
-                self.files.stat(path)
-            except FileNotFoundError:
-                return False
-            return True
-
-    @contextmanager
-    def _writing(self, path: str, size: int) -> Iterator[None]:
-        """SFTP has one code for every failure: a full disk is found by looking."""
-        with failures(self.login):
-            try:
-                yield
-            except OSError as error:
-                if not self.is_open or isinstance(error, ConnectionError):
-                    raise
-                free = self.free_bytes(posixpath.dirname(path))
-                if free is not None and free < max(size, 2**20):
-                    raise DiskFullError(
-                        f"the disk of {self.login.target} is full",
-                        why=f"{path}: {size} bytes were to be written, {free} are free there",
-                        next_command=f"deployctl exec {self.login.name} -- df -h {posixpath.dirname(path)}",
-                    ) from error
-                raise RemoteError(
-                    f"{path} cannot be written on {self.login.target}", why=str(error), next_command="df -h; ls -ld"
-                ) from error
-
-    def free_bytes(self, folder: str) -> int | None:
-        """Free on the disk of `folder`, or of the nearest folder above that exists; None = not known."""
-        while folder not in ("", "/"):
-            done = self.run(["df", "--output=avail", "-B1", "--", folder])
-            if done.code == 0:
-                return int(done.text.split()[-1])
-            folder = posixpath.dirname(folder)
-        return None
 
 
 def failed(login: Login, what: str, done: Done) -> RemoteError:
@@ -415,12 +283,6 @@ def failed(login: Login, what: str, done: Done) -> RemoteError:
             next_command=f"on that machine, as root: apt-get install -y sudo; or --host root@{login.host}",
         )
     return RemoteError(f"{what} failed on {login.target}", why=said or f"exit status {done.code}")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file here."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_over(channel: Channel) -> bool:

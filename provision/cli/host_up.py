@@ -221,7 +221,7 @@ def next_release(target: HostTarget) -> str:
     """One more than either side has seen: a cut may have left a release on one of them."""
     from runtime.vm import SPOOL_DIR
 
-    names = (*target.remote().names(f"{SPOOL_DIR}/release"), target.state.next_release())
+    names = (*target.remote().files.names(f"{SPOOL_DIR}/release"), target.state.next_release())
     numbers = [int(name[1:]) for name in names if name[:1] == "r" and name[1:].isdigit()]
     there = [number + 1 for number in numbers[:-1]]
     return f"r{max([numbers[-1], *there])}"

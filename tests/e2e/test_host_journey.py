@@ -6,7 +6,9 @@ import json
 import re
 import signal
 import subprocess
+import threading
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
@@ -69,29 +71,38 @@ def logs_of_the_machine(made: HostJourney) -> None:
     assert any("scripted engine" in line["text"] for line in lines)
     boot = made.run("logs", NAME, "--boot", "--grep", "pip|release").stdout
     assert " boot " in boot or " agent " in boot
-    following = made.begin("logs", NAME, "-f", "--agent", "--since", "1s", "--json")
+    following = made.begin("logs", NAME, "-f", "--agent", "--since", "5m", "--grep", "^note", "--json")
+    lines_of = queue_of(following)
     try:
-        assert following.stdout is not None
-        numbers = []
-        for number in range(6):
-            if number == 3:  # the connection that is followed over is cut; the journal goes on
-                made.guest.run("pkill", "-KILL", "-u", USER, "-f", "sshd")
-            made.guest.run("logger", "--journald", stdin=journal_entry(number))
-            line = following.stdout.readline()
-            while "note " not in line:
-                line = following.stdout.readline()
-            numbers += [int(found) for found in re.findall(r"note (\d)", line)]
-        assert numbers == list(range(6))
+        notes = [f"note {number}" for number in range(6)]
+        for half in (notes[:3], notes[3:]):
+            for note in half:
+                write_as_agent(made, note)
+            assert [json.loads(lines_of.get(timeout=60))["text"] for _ in half] == half
+            # The connection that is followed over is cut, while the journal goes on.
+            made.guest.run("pkill", "-KILL", "-u", USER)
     finally:
         following.send_signal(signal.SIGINT)
-        _, said = following.communicate(timeout=30)
-    assert "from the same line on" in said
+        following.wait(30)
+    assert following.stderr is not None
+    assert "from the same line on" in following.stderr.read()
     assert following.returncode == 0
+    assert lines_of.empty()
 
 
-def journal_entry(number: int) -> str:
-    """What journald files under the agent's unit: only root may say so."""
-    return f"MESSAGE=note {number}\nUNIT=deployctl-agent.service\nPRIORITY=6\n"
+def queue_of(process: subprocess.Popen[str]) -> Queue[str]:
+    """Lines of its standard output as they come."""
+    lines: Queue[str] = Queue()
+    assert process.stdout is not None
+    stream = process.stdout
+    threading.Thread(target=lambda: [lines.put(line) for line in stream], daemon=True).start()
+    return lines
+
+
+def write_as_agent(made: HostJourney, text: str) -> None:
+    """A line in the journal that journald itself files under the agent's unit, because the writer is in its group."""
+    group = "$(systemctl show --property=ControlGroup --value deployctl-agent.service)"
+    made.guest.run("sh", "-c", f'echo $$ > "/sys/fs/cgroup{group}/cgroup.procs"; exec logger "{text}"')
 
 
 def a_tunnel_leads_to_the_endpoint(made: HostJourney) -> None:

@@ -64,12 +64,12 @@ def test_a_following_command_that_fails_is_told(remote: Remote) -> None:
 @AS_ROOT
 def test_files_are_replaced_whole_and_missing_ones_are_none(remote: Remote, tmp_path: Path) -> None:
     path = tmp_path / "folder/deeper/file"
-    assert remote.get(str(path)) is None
-    remote.put(str(path), b"one", 0o640)
-    remote.put(str(path), b"two", 0o640)
-    assert remote.get(str(path)) == b"two"
+    assert remote.files.get(str(path)) is None
+    remote.files.put(str(path), b"one", 0o640)
+    remote.files.put(str(path), b"two", 0o640)
+    assert remote.files.get(str(path)) == b"two"
     assert path.stat().st_mode & 0o777 == 0o640
-    assert remote.names(str(path.parent)) == ["file"]
+    assert remote.files.names(str(path.parent)) == ["file"]
 
 
 @AS_ROOT
@@ -79,7 +79,7 @@ def test_an_upload_goes_on_where_it_was_cut(remote: Remote, tmp_path: Path) -> N
     target.parent.mkdir()
     target.with_name("wheel.part").write_bytes(source.read_bytes()[:300_000])
     seen: list[tuple[int, int]] = []
-    assert remote.upload(source, str(target), lambda at, size: seen.append((at, size))) == 400_000
+    assert remote.files.upload(source, str(target), lambda at, size: seen.append((at, size))) == 400_000
     assert target.read_bytes() == source.read_bytes()
     assert seen[-1] == (700_000, 700_000)
     assert seen[0][0] > 300_000
@@ -90,8 +90,8 @@ def test_an_upload_goes_on_where_it_was_cut(remote: Remote, tmp_path: Path) -> N
 def test_an_upload_of_what_is_there_sends_nothing(remote: Remote, tmp_path: Path) -> None:
     source, target = tmp_path / "wheel", tmp_path / "there"
     source.write_bytes(b"content")
-    assert remote.upload(source, str(target)) == 7
-    assert remote.upload(source, str(target)) == 0
+    assert remote.files.upload(source, str(target)) == 7
+    assert remote.files.upload(source, str(target)) == 0
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_a_part_that_is_of_something_else_is_sent_anew(remote: Remote, tmp_path:
     source, target = tmp_path / "wheel", tmp_path / "there"
     source.write_bytes(b"content")
     Path(f"{target}.part").write_bytes(b"other")
-    remote.upload(source, str(target))
+    remote.files.upload(source, str(target))
     assert target.read_bytes() == b"content"
 
 
@@ -116,12 +116,12 @@ def test_a_connection_cut_in_the_middle_of_an_upload_costs_only_what_had_not_arr
                 server.stop()
 
         with connect(server.login()) as opened, pytest.raises(ConnectionFailedError):
-            opened.upload(source, str(target), cut)
+            opened.files.upload(source, str(target), cut)
         login = server.login()
     arrived = Path(f"{target}.part").stat().st_size
     assert arrived > 0
     with serve_ssh(tmp_path / "sshd", port=login.port), connect(login) as again:
-        assert again.upload(source, str(target)) == source.stat().st_size - arrived
+        assert again.files.upload(source, str(target)) == source.stat().st_size - arrived
     assert target.read_bytes() == source.read_bytes()
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_is_called_one(remote: Remote, tmp_path: Path) -> None:
         source = tmp_path / "large"
         source.write_bytes(os.urandom(3 * 2**20))
         with pytest.raises(DiskFullError, match="is full") as found:
-            remote.upload(source, str(folder / "large"))
+            remote.files.upload(source, str(folder / "large"))
         assert "df -h" in (found.value.next_command or "")
     finally:
         subprocess.run(["umount", str(folder)], check=True)
