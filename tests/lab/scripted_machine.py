@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from runtime.agent.identity import make_pair
 from runtime.deployment import Deployment, decode_deployment, decode_keys
 from runtime.mailbox import (
@@ -27,9 +29,11 @@ from runtime.mailbox import (
     KEYS,
     LIFE,
     LOGS,
+    RELEASES,
     STATUS,
     BucketMailbox,
     Identity,
+    ReleaseEntry,
     Status,
     decode_current,
     decode_life,
@@ -54,6 +58,8 @@ class ScriptedMachine(threading.Thread):
         self._woken_at: int | None = None
         self.bad_lengths: set[int] = set()  # a max_model_len that this machine cannot load
         self.requests: list[str] = []
+        self._kept: dict[str, ReleaseEntry] = {}
+        self._digests: list[str] = []  # of the keys that are let in now
 
     def run(self) -> None:
         while not self._over.wait(POLL_S):
@@ -81,6 +87,7 @@ class ScriptedMachine(threading.Thread):
         current = decode_current(data) if data else None
         if current is None or keys is None:
             return
+        self._digests[:] = [key.sha256 for key in decode_keys(keys)]
         woken_at = decode_life(mailbox.get(LIFE) or b"{}").woken_at
         if self._served is not None and woken_at != self._woken_at:
             self._report(mailbox, instance, self._served, "ready")
@@ -98,11 +105,28 @@ class ScriptedMachine(threading.Thread):
         for phase in PHASES:
             self._report(mailbox, instance, current.release, phase)
         if self._server is None:
-            self._listen(mailbox, instance, deployment, decode_keys(keys)[0].sha256)
+            self._listen(mailbox, instance, deployment)
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         mailbox.put(f"{LOGS}engine.log", f"{stamp} {current.release} is loaded\n".encode())
         self._report(mailbox, instance, current.release, "ready")
         self._served = current.release
+        self._tell_releases(mailbox, deployment)
+
+    def _tell_releases(self, mailbox: BucketMailbox, served: Deployment) -> None:
+        """It keeps all that have served, and the last one serves."""
+        engine = served.engine
+        self._kept.pop(served.release, None)
+        self._kept[served.release] = ReleaseEntry(
+            release=served.release,
+            state="ready",
+            model=served.model.source,
+            max_model_len=engine.max_model_len,
+            dtype=engine.dtype,
+            ready_at=time.time(),
+        )
+        *earlier, newest = self._kept.values()
+        entries = [msgspec.structs.replace(newest, state="serving"), *reversed(earlier)]
+        mailbox.put(RELEASES, msgspec.json.encode(entries))
 
     def _report(
         self,
@@ -118,7 +142,7 @@ class ScriptedMachine(threading.Thread):
         )
         mailbox.put(STATUS, encode_status(status))
 
-    def _listen(self, mailbox: BucketMailbox, instance: str, deployment: Deployment, digest: str) -> None:
+    def _listen(self, mailbox: BucketMailbox, instance: str, deployment: Deployment) -> None:
         listen = deployment.listen
         pair = make_pair(listen.names, datetime.now(UTC))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -126,7 +150,7 @@ class ScriptedMachine(threading.Thread):
             for name, data in (("certificate", pair.certificate), ("key", pair.key)):
                 Path(folder, name).write_bytes(data)
             context.load_cert_chain(Path(folder, "certificate"), Path(folder, "key"))
-        handler = type("Handler", (_Handler,), {"digest": digest, "requests": self.requests})
+        handler = type("Handler", (_Handler,), {"digests": self._digests, "requests": self.requests})
         address = next(name for name in listen.names if name.startswith("127."))
         self._server = ThreadingHTTPServer((address, listen.port), handler)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
@@ -138,7 +162,7 @@ class ScriptedMachine(threading.Thread):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    digest: str
+    digests: list[str]
     requests: list[str]
 
     def do_GET(self) -> None:
@@ -155,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         import hashlib
 
         key = (self.headers["authorization"] or "").removeprefix("Bearer ")
-        allowed = hashlib.sha256(key.encode()).hexdigest() == self.digest
+        allowed = hashlib.sha256(key.encode()).hexdigest() in self.digests
         data = json.dumps(body if allowed else {"error": {"message": "wrong key"}}).encode()
         self.send_response(200 if allowed else 401)
         self.send_header("content-length", str(len(data)))
