@@ -184,6 +184,18 @@ def test_a_release_that_fails_is_taken_back_and_the_stack_asks_for_what_serves(j
     assert "max_model_len: '4096'" in config
 
 
+@pytest.mark.slow
+def test_rollback_makes_stack_and_machine_what_they_were(journey: Journey) -> None:
+    first = answer(journey.up)["release"]
+    listed = answer(journey.laptop.run("releases", "list", "chat", "--json"))
+    assert [entry["state"] for entry in listed] == ["serving", "ready"]
+    done = journey.laptop.run("rollback", "--name", "chat", "--yes", "--json")
+    assert answer(done)["release"] == first
+    assert "max_model_len: 4096 → (default)" in done.stderr
+    config = (journey.laptop.home / "state/deployctl/.pulumi/project/Pulumi.chat.yaml").read_text()
+    assert "max_model_len" not in config
+
+
 def test_extend_moves_the_end_of_the_same_machine(journey: Journey) -> None:
     before = answer(journey.up)["expires_at"]
     found = answer(journey.laptop.run("extend", "chat", "2h", "--json"))
