@@ -161,6 +161,7 @@ class CloudTarget:
             model=spec.api_model_name if spec else None,
             base_url=exports.endpoint,
             wanted_release=exports.release,
+            age_s=time.time() - exports.made_at if exports.made_at and exports.instance_id else None,
             price_per_hour=exports.hourly_price if exports.instance_id else None,
             region=exports.region,
             zone=exports.zone,

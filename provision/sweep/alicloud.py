@@ -90,10 +90,10 @@ def _instances(account: Account) -> Iterator[Leftover]:
     for item in account.in_vpc("ecs", "DescribeInstances", ("Instances", "Instance")):
         id_ = item["InstanceId"]
         steps = [account.step("ecs", "DeleteInstance", ("InstanceId", id_), ("Force", "true"))]
-        yield account.leftover("instance", id_, _instance_price(item), steps)
+        yield account.leftover("instance", id_, instance_price(item), steps)
 
 
-def _instance_price(item: Json) -> float | None:
+def instance_price(item: Json) -> float | None:
     """The catalog's pay-as-you-go price; spot prices move, so they are unknown."""
     if item["Status"] == "Stopped" and item.get("StoppedMode") == "StopCharging":
         return 0.0
@@ -270,7 +270,7 @@ class AlicloudSearch:
             return tuple(dict.fromkeys(probe.find(self._account)))
         except ApiError as error:
             permission = error.permission or probe.permission
-            return Unknown(kind, _reason(error, permission), permission)
+            return Unknown(kind, reason_of(error, permission), permission)
         except (KeyError, TypeError) as error:
             # No answer of this API has been seen on a real account yet.
             return Unknown(kind, f"the answer is not as documented ({error!r})", probe.permission)
@@ -294,7 +294,7 @@ class AlicloudSearch:
             self._account.api.call(PRODUCTS[step.service], step.operation, arguments)
 
 
-def _reason(error: ApiError, permission: str) -> str:
+def reason_of(error: ApiError, permission: str) -> str:
     if error.meaning == "denied":
         return f"not allowed: the credentials lack {permission} ({error.code})"
     if error.meaning == "throttled":

@@ -80,10 +80,10 @@ def _instances(account: Account) -> Iterator[Leftover]:
                 continue
             id_ = item["InstanceId"]
             steps = [account.step("terminate_instances", ("InstanceIds", (id_,)), then="instance-terminated")]
-            yield account.leftover("instance", id_, _instance_price(item), steps, going=state == "shutting-down")
+            yield account.leftover("instance", id_, instance_price(item), steps, going=state == "shutting-down")
 
 
-def _instance_price(item: Json) -> float | None:
+def instance_price(item: Json) -> float | None:
     """The catalog's on-demand price; spot prices move, so they are unknown."""
     if item["State"]["Name"] not in ("pending", "running"):
         return 0.0
@@ -318,7 +318,7 @@ class AwsSearch:
         try:
             return tuple(dict.fromkeys(probe.find(self._account)))
         except ClientError as error:
-            return _refused(probe, error)
+            return refused(kind, probe.permission, error)
         except NoCredentialsError:
             return Unknown(kind, "no AWS credentials were found", probe.permission)
         except NO_ANSWER as error:
@@ -328,15 +328,16 @@ class AwsSearch:
         return delete(leftover, self._session)
 
 
-def _refused(probe: Probe, error: ClientError) -> Unknown:
+def refused(kind: str, permission: str, error: ClientError) -> Unknown:
+    """What a refusal means, in words. `permission`: of the question, whose service is the one that was asked."""
     found = error.response.get("Error", {})
     code = str(found.get("Code", "unknown error"))
-    operation = f"{probe.permission.partition(':')[0]}:{error.operation_name}"
-    permission = PERMISSIONS.get(operation, operation)
+    operation = f"{permission.partition(':')[0]}:{error.operation_name}"
+    lacking = PERMISSIONS.get(operation, operation)
     if code in DENIED:
-        return Unknown(probe.kind, f"not allowed: the credentials lack {permission} ({code})", permission)
+        return Unknown(kind, f"not allowed: the credentials lack {lacking} ({code})", lacking)
     if code in NO_KEY:
-        return Unknown(probe.kind, "AWS does not take these credentials: wrong, or expired", permission)
+        return Unknown(kind, "AWS does not take these credentials: wrong, or expired", lacking)
     if code in THROTTLED:
-        return Unknown(probe.kind, f"throttled in {ATTEMPTS} tries ({code})", permission)
-    return Unknown(probe.kind, f"{code}: {found.get('Message', '')}", permission)
+        return Unknown(kind, f"throttled in {ATTEMPTS} tries ({code})", lacking)
+    return Unknown(kind, f"{code}: {found.get('Message', '')}", lacking)

@@ -177,7 +177,10 @@ class AlicloudApi:
 def _matches(item: dict[str, Any], listing: Listing, arguments: dict[str, str]) -> bool:
     key, value = listing.tag
     tags = {tag[key]: tag[value] for tag in item["Tags"]["Tag"]}
-    if "Tag.1.Key" in arguments and tags.get(arguments["Tag.1.Key"]) != arguments["Tag.1.Value"]:
+    tag = arguments.get("Tag.1.Key")
+    if tag is not None and (tag not in tags or tags[tag] != arguments.get("Tag.1.Value", tags[tag])):
+        return False
+    if item.get("RegionId", arguments.get("RegionId")) != arguments.get("RegionId"):
         return False
     name = arguments.get("KeyPairName")
     if name is not None and not item["KeyPairName"].startswith(name.removesuffix("*")):
