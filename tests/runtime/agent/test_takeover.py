@@ -79,6 +79,7 @@ def test_an_engine_whose_first_answer_is_empty_is_rolled_back(machine: Machine) 
     assert machine.get("/health")[0] == 200
 
 
+@pytest.mark.slow
 def test_another_first_answer_than_the_recorded_one_is_a_warning(machine: Machine) -> None:
     served(machine, "r1")
     machine.deploy("r2", "other")
@@ -99,6 +100,7 @@ def test_going_back_to_a_release_that_does_not_load_any_more_ends_at_the_one_tha
     assert machine.get("/health")[0] == 200
 
 
+@pytest.mark.slow
 def test_the_machine_tells_which_releases_it_keeps_and_which_one_serves(machine: Machine) -> None:
     served(machine, "r1")
     machine.deploy("r2", "refuse")

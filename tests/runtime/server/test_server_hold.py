@@ -121,6 +121,7 @@ def test_a_wrong_key_does_not_wait(holding: Server) -> None:
         assert client.post("/v1/completions", json=BODY).status_code == 401
 
 
+@pytest.mark.slow
 def test_an_engine_that_died_unasked_is_a_503_at_once(make_server: Callable[..., Server]) -> None:
     server = make_server()
     server.engine.start()
@@ -211,6 +212,7 @@ def begin_stream(server: Server) -> tuple[list[str], threading.Thread]:
     return texts, reader
 
 
+@pytest.mark.slow
 def test_a_connection_that_was_idle_is_answered_once_more_and_then_closed(make_server: Callable[..., Server]) -> None:
     server = make_server()
     engine = server.engine
