@@ -108,6 +108,14 @@ class BlockPool:
             self._hash_of[block] = digest
             self._block_of[digest] = block
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Nobody reuses these owned blocks: what they hold is not what their tokens should have given."""
+        for block in blocks:
+            digest = self._hash_of[block]
+            if digest is not None:
+                self._hash_of[block] = None
+                del self._block_of[digest]
+
     def check(self, owners: Iterable[Sequence[int]]) -> None:
         """Proves free + cached + owned = total, and that the references are those of `owners`.
 

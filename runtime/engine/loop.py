@@ -188,7 +188,7 @@ class EngineLoop:
     def _output(self, seq: Sequence, sample: Sample, broken: str | None) -> Output:
         if sample.token == INVALID:
             log.error("request %s: logits are not finite", seq.id)
-            return self._give_up(seq, "the model's output is not a number: this request cannot go on")
+            return self._give_up(seq, "the model's output is not a number: this request cannot go on", broken=True)
         if seq.matcher is not None:
             try:
                 seq.matcher.accept(sample.token)
@@ -210,9 +210,9 @@ class EngineLoop:
             queued_s=seq.queued_s if first else 0.0,
         )
 
-    def _give_up(self, seq: Sequence, error: str) -> Output:
-        """Ends one request; the others go on."""
-        self.scheduler.finish(seq)
+    def _give_up(self, seq: Sequence, error: str, *, broken: bool = False) -> Output:
+        """Ends one request; the others go on. `broken`: its part of the KV cache is not to be used again."""
+        self.scheduler.finish(seq, broken=broken)
         return Output(seq.id, [], finish="error", error=error)
 
 

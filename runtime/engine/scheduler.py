@@ -115,9 +115,11 @@ class Scheduler:
             if row.samples:
                 seq.tokens.append(next(sampled))
 
-    def finish(self, seq: Sequence) -> None:
-        """Takes a running request out and gives its blocks back."""
+    def finish(self, seq: Sequence, *, broken: bool = False) -> None:
+        """Takes a running request out and gives its blocks back. `broken`: none of them is kept for other requests."""
         del self.running[seq.id]
+        if broken:
+            self.pool.forget(seq.blocks)
         self._release(seq)
 
     def stats(self) -> Stats:

@@ -130,6 +130,19 @@ def test_an_output_that_is_not_a_number_fails_its_request_only(
     assert tokens(found["good"]) == tokens(found["good too"]) == alone
 
 
+def test_what_an_output_that_is_not_a_number_left_in_the_cache_is_not_used_again(
+    loop: EngineLoop, model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = model.embed
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "embed", lambda ids: embed(ids) * torch.nan)
+        (output,) = run(loop, {"bad": LONG})["bad"]
+        assert output.finish == "error"
+    again = run(loop, {"again": LONG})["again"]
+    assert again[0].cached_tokens == 0
+    assert again[-1].finish != "error"
+
+
 def test_the_first_output_tells_how_long_the_request_waited(loop: EngineLoop) -> None:
     loop.scheduler.max_num_seqs = 1
     found = run(loop, {"first": SHORT, "second": SHORT})
