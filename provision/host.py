@@ -285,7 +285,12 @@ class HostTarget:
         from provision.host_facts import removal_script
 
         port = deployment.listen.port if (deployment := self.state.deployment()) else None
-        facts = self.facts()
+        try:
+            facts = self.facts()
+        except ConnectionFailedError as error:
+            gone = f"if that machine is gone for good, delete {self.state.root}"
+            why = f"{error.why}\n{gone}"
+            raise ConnectionFailedError(error.what, why=why, next_command=error.next_command) from error
         if facts.deployment not in (None, self.name):
             lines: list[str] = []
             self.report(f"{self.record.address} runs {facts.deployment}, not {self.name}: nothing is touched there")

@@ -113,8 +113,8 @@ def introduce(target: HostTarget, spec: DeploymentSpec, *, host_key: str | None,
         target.write_record(record)
 
 
-def look_at_host(spec: DeploymentSpec) -> HostFacts:
-    """What the machine is, for a plan. Its host key must be known already: by an `up`, or in the user's known_hosts."""
+def look_at_host(spec: DeploymentSpec, host_key: str | None, identity: Path | None) -> HostFacts:
+    """What the machine is, for a plan. Its host key is confirmed as by `up`, and not remembered."""
     from provision.state import open_state
 
     with tempfile.TemporaryDirectory(prefix="deployctl-plan-") as folder:
@@ -123,7 +123,7 @@ def look_at_host(spec: DeploymentSpec) -> HostFacts:
         target = HostTarget(LocalState(spec.name, Path(folder)), say)
         if kept.record_file.exists():
             target.write_record(kept.record)
-        introduce(target, spec, host_key=None, identity=None)
+        introduce(target, spec, host_key=host_key, identity=identity)
         try:
             facts = target.facts()
         finally:

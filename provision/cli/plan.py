@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from provision.cli.host_options import HostIdentityOption, HostKeyOption, refuse_without_host
 from provision.cli.output import JsonFlag, emit_json, say
 from provision.cli.spec_flags import Given, spec_options
 from provision.errors import PlanError
@@ -19,14 +21,17 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 @spec_options
-def plan(given: Given, json: JsonFlag = False) -> None:
+def plan(
+    given: Given, host_key: HostKeyOption = None, identity: HostIdentityOption = None, json: JsonFlag = False
+) -> None:
     """Show whether the model fits, how it would run and what it costs; starts nothing.
 
     Needs no account and, for the models of the catalog, no network. Ends with exit code 4 when the model
     does not fit; then the cheapest instance types that do are listed.
     """
     resolved = given.resolve()
-    made = plan_for(resolved.spec)
+    refuse_without_host(resolved.spec, host_key, identity)
+    made = plan_for(resolved.spec, host_key, identity)
     if json:
         emit_json(_answer(resolved.spec, made))
     else:
@@ -36,7 +41,7 @@ def plan(given: Given, json: JsonFlag = False) -> None:
         raise typer.Exit(PlanError.exit_code)
 
 
-def plan_for(spec: DeploymentSpec) -> Plan:
+def plan_for(spec: DeploymentSpec, host_key: str | None = None, identity: Path | None = None) -> Plan:
     """The plan with this machine's facts where the spec is local.
 
     Raises PlanError when the model's shape cannot be read, ConnectionFailedError and UsageError for a host.
@@ -49,7 +54,7 @@ def plan_for(spec: DeploymentSpec) -> Plan:
     if spec.cloud == "host":
         from provision.cli.host_up import look_at_host, plan_on
 
-        return plan_on(spec, look_at_host(spec), running=False)
+        return plan_on(spec, look_at_host(spec, host_key, identity), running=False)
     return plan_deployment(spec, model_spec_for(spec), None if spec.is_cloud else detect_local(cache_root()))
 
 

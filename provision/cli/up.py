@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provision.cli.doctor import explaining
+from provision.cli.host_options import HostIdentityOption, HostKeyOption, refuse_without_host
 from provision.cli.names import NameArgument, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
-from provision.cli.ssh import IdentityOption
 from provision.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-HostKeyOption = Annotated[
-    str | None,
-    typer.Option("--host-key", help="With --host: its host key or the key's fingerprint, SHA256:…", show_default=False),
-]
 
 
 @app.command()
@@ -34,7 +30,7 @@ def up(
     name_argument: NameArgument = None,
     yes: YesFlag = False,
     host_key: HostKeyOption = None,
-    identity: IdentityOption = None,
+    identity: HostIdentityOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Plan, start and prove a deployment; prints its endpoint and key.
@@ -49,6 +45,7 @@ def up(
     from provision.state import locked, open_state, this_command
 
     spec = wanted_spec(given, name_argument)
+    refuse_without_host(spec, host_key, identity)
     if spec.is_cloud:
         from provision.cli.cloud_up import up_cloud
 
