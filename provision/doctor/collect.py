@@ -22,7 +22,7 @@ from provision.doctor.evidence import KERNEL, Evidence, Probe
 from provision.doctor.probe import SCRIPT, MachineFacts, parse_facts
 from provision.doctor.rule import Finding
 from provision.doctor.rules import diagnose
-from provision.errors import CapacityError, CloudError, DeployctlError
+from provision.errors import CapacityError, CloudError, DeployctlError, FailedError, RolledBackError
 from provision.local import LocalTarget
 from provision.target import Access, LogQuery, Observation
 
@@ -170,6 +170,13 @@ def top_finding(target: Deployed, error: DeployctlError) -> Finding | None:
     """The likeliest cause of a failure that has just ended a command, from what can be asked quickly."""
     of_cloud = isinstance(error, CloudError | CapacityError)
     evidence = collect(target, deep=False, cloud=(str(error),) if of_cloud else ())
-    if evidence.error is None and not of_cloud:
-        evidence = msgspec.structs.replace(evidence, error=error.what, hint=error.why)
-    return next(iter(diagnose(evidence)), None)
+    return next(iter(diagnose(evidence if of_cloud else with_failure(evidence, error))), None)
+
+
+def with_failure(evidence: Evidence, error: DeployctlError) -> Evidence:
+    """The evidence of a deployment in which `error` has just been met: where the release before serves again, what is
+    in the logs has not been overcome."""
+    life = "failed" if isinstance(error, FailedError | RolledBackError) else evidence.life
+    what = "; ".join(text for text in (evidence.error, error.what) if text)
+    why = "; ".join(text for text in (evidence.hint, error.why) if text)
+    return msgspec.structs.replace(evidence, life=life, error=what, hint=why or None)

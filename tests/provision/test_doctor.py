@@ -10,9 +10,11 @@ import pytest
 
 from provision.cli.app import COMMANDS, load
 from provision.cli.doctor import describe
+from provision.doctor.collect import with_failure
 from provision.doctor.evidence import Evidence, Struct, decode_evidence
 from provision.doctor.probe import parse_facts
 from provision.doctor.rules import RULES, diagnose, page_table
+from provision.errors import RolledBackError
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "provision" / "doctor_cases"
@@ -88,6 +90,13 @@ HEALTHY = Evidence(
 def test_what_a_deployment_that_serves_has_overcome_is_no_finding() -> None:
     assert diagnose(HEALTHY) == ()
     assert describe(HEALTHY, ()) == ["chat is ready; no rule knows anything wrong with it"]
+
+
+def test_why_a_release_was_taken_back_is_found_though_the_one_before_serves() -> None:
+    why = "release r2 failed in phase load: engine: max_model_len 131072 is over the model's 40960 positions"
+    error = RolledBackError("release r2 failed; release r1 of chat serves again", why=why)
+    serving = Evidence(name="chat", target="local", life="ready")
+    assert [item.rule for item in diagnose(with_failure(serving, error))] == ["context-too-long", "release-rolled-back"]
 
 
 def test_nothing_known_is_nothing_found() -> None:

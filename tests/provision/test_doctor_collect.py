@@ -15,16 +15,18 @@ import pytest
 
 from provision import process
 from provision.cli.doctor import explaining
-from provision.doctor.collect import collect, probe_endpoint
+from provision.doctor.collect import collect, machine_facts, probe_endpoint
 from provision.doctor.rules import diagnose
 from provision.errors import FailedError
+from provision.host import HostRecord, HostTarget
 from provision.local import LocalTarget, failure_of
 from provision.render import render
 from provision.spec import parse
-from provision.state import open_state
+from provision.state import LocalState, open_state
 from provision.target import Access
 from runtime.agent.identity import make_pair
 from runtime.deployment import EngineOptions, Predicted
+from tests.lab.sshd import serve_ssh
 
 KEY = "sk-of-this-test-0123456789"
 ENGINE = EngineOptions(dtype="float32", device="cpu", max_model_len=2048, max_num_seqs=8)
@@ -113,3 +115,19 @@ def test_an_expired_certificate_is_told_from_another_machines(tmp_path: Path) ->
     server.shutdown()
     server.server_close()
     assert "certificate has expired" in (probe.tls or "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the script runs as root")
+def test_a_machine_over_ssh_is_asked_with_one_script_and_a_dead_connection_is_an_unknown(tmp_path: Path) -> None:
+    target = HostTarget(LocalState("chat", tmp_path / "chat"))
+    with serve_ssh(tmp_path / "sshd") as server:
+        login = server.login()
+        record = HostRecord(login.user, login.host, login.port, login.host_key, str(login.key))
+        target.write_record(record)
+        facts, asked_at = machine_facts(target, deep=True)
+        assert abs((facts.clock or 0) - asked_at) < 30
+        assert facts.disks
+        assert (facts.memory_bytes or 0) > 2**20
+    evidence = collect(target, deep=True)
+    assert any(line.startswith("machine: ") for line in evidence.unknown)
+    assert evidence.clock_ahead_s is None
