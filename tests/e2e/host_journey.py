@@ -16,13 +16,13 @@ from typing import Any
 
 from provision.client import Message, OpenAIClient
 from provision.ssh import fingerprint
-from provision.wheel import Wheel
+from provision.wheel import Wheel, build_from_checkout
 from tests.e2e.cloud_journey import scripted_wheel
 from tests.e2e.journey import Home
 from tests.lab.guest import Guest, make_guest, require_lab
 from tests.lab.models import write_hollow_model
 from tests.lab.network import GUEST, Network, network
-from tests.lab.packages import Index, serve_index, stand_in_torch, wheelhouse
+from tests.lab.packages import ROOT, Index, serve_index, stand_in_torch, wheelhouse
 from tests.lab.rootfs import PYTHON, Suite
 from tests.lab.sshd import make_key
 
@@ -79,17 +79,25 @@ class HostJourney:
 
 
 @contextmanager
-def host_journey(suite: Suite, folder: Path, *, disk: str = "6g") -> Iterator[HostJourney]:
-    """A running machine with nothing of deployctl on it. Skips, or fails on CI, where no guest can run."""
+def host_journey(
+    suite: Suite, folder: Path, *, disk: str = "6g", torch: str | None = None, model: Path | None = None
+) -> Iterator[HostJourney]:
+    """A running machine with nothing of deployctl on it. Skips, or fails on CI, where no guest can run.
+
+    `torch`: the version of the real one, for this checkout's own engine and `model`; None: a scripted engine.
+    """
     require_lab()
     wheels = folder / "wheels"
     wheels.mkdir()
-    stand_in_torch(wheels)
+    offered = [wheelhouse(PYTHON[suite], torch=torch)]
+    if torch is None:
+        stand_in_torch(wheels)
+        offered.append(wheels)
     key = folder / "ops_key"
     public = make_key(key)
     with ExitStack() as stack:
         net = stack.enter_context(network(UNUSED_METADATA))
-        index = stack.enter_context(serve_index([wheelhouse(PYTHON[suite]), wheels], net.operator))
+        index = stack.enter_context(serve_index(offered, net.operator))
         (folder / "guest").mkdir()
         guest = stack.enter_context(make_guest(suite, "aws", net, folder / "guest", disk=disk))
         guest.write("/etc/cloud/cloud-init.disabled", "")
@@ -99,8 +107,9 @@ def host_journey(suite: Suite, folder: Path, *, disk: str = "6g") -> Iterator[Ho
         make_user(guest, public)
         home = Home(folder / "home")
         home.folder.mkdir()
-        model = write_hollow_model(folder / "hollow", shard_bytes=2 * 2**20)
-        yield HostJourney(net, guest, home, index, scripted_wheel(wheels / "own"), model, key, host_key)
+        model = model or write_hollow_model(folder / "hollow", shard_bytes=2 * 2**20)
+        wheel = build_from_checkout(ROOT) if torch else scripted_wheel(wheels / "own")
+        yield HostJourney(net, guest, home, index, wheel, model, key, host_key)
 
 
 def write_host_key(guest: Guest, folder: Path) -> str:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import threading
+from importlib import metadata
 from pathlib import Path
 from queue import Queue
 
@@ -17,10 +18,15 @@ from provision.ssh import fingerprint
 from runtime.vm import STATE_DIR
 from tests.e2e.host_journey import NAME, USER, HostJourney, host_journey
 from tests.e2e.journey import wait_for
+from tests.lab import checkpoints
+from tests.lab.models import write_tokenizer
 from tests.lab.network import GUEST
 from tests.lab.sshd import make_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+PROMPT = "the quick brown fox"
+TOKENS = 8
+VOCABULARY = 200
 UNITS = {"agent", "server", "engine"}
 
 
@@ -229,6 +235,26 @@ def a_command_is_interrupted(made: HostJourney, key: tuple[str, str]) -> None:
     _, said = starting.communicate(timeout=60)
     assert starting.returncode == 130, said
     assert "next: deployctl up" in said
+
+
+def test_a_folder_of_this_machine_is_uploaded_and_served_by_torch_as_transformers_generates_it(tmp_path: Path) -> None:
+    version = metadata.version("torch")
+    if not version.endswith("+cpu"):
+        pytest.skip(f"torch {version} here is no CPU build: the guest would install several GB of CUDA")
+    folder = tmp_path / "real"
+    model = checkpoints.save("qwen3", folder, shard="64KB")
+    tokenizer = write_tokenizer(folder, VOCABULARY)
+    expected = checkpoints.greedy(model, tokenizer.encode(PROMPT).ids, TOKENS)
+    with host_journey("bookworm", tmp_path, torch=version, model=folder) as made:
+        made.up()
+        access = made.json("endpoint", NAME)
+        with (
+            made.network.operator.network_entered(),
+            OpenAIClient(access["base_url"], access["api_key"], access["certificate"]) as client,
+        ):
+            answer = client.continue_text(access["model"], PROMPT, max_tokens=TOKENS)
+        assert answer.text == tokenizer.decode(expected, skip_special_tokens=False)
+        assert made.json("down", NAME, "--yes")[0]["clean"]
 
 
 def test_a_port_that_another_program_has_is_told_before_anything_is_sent(tmp_path: Path) -> None:
