@@ -14,24 +14,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from runtime.agent import built
 from runtime.agent.control import SupervisorClient
 from runtime.agent.fingerprint import Fingerprints
-from runtime.agent.idle import IdleClock, IdleStop
 from runtime.agent.machine import LocalMachine, Machine
 from runtime.agent.releases import Failure, Release, ReleaseError, Releases
-from runtime.agent.serving import LOAD_EXITS, Serving, failure_of
+from runtime.agent.serving import Serving
 from runtime.agent.status import MIN_INTERVAL_S, PhaseError, Progress, Report, StatusBoard
 from runtime.agent.supervisor import read_record
 from runtime.agent.takeover import Takeover
-from runtime.agent.units import UnitError, UnitState
+from runtime.agent.units import UnitError
+from runtime.agent.watch import Patience, Settled, Watch
 from runtime.agent.weights import CONVERTER, Caches, missing_bytes, prepare_weights
 from runtime.bucket import BucketError
-from runtime.mailbox import CURRENT, HUB_SECRET, RELEASES, Current, FolderMailbox, Mailbox, Phase, decode_current
+from runtime.mailbox import BUILT, CURRENT, HUB_SECRET, RELEASES, Current, FolderMailbox, Mailbox, Phase, decode_current
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +56,6 @@ class Interrupted(Exception):
     """SIGTERM came, or the mailbox asks for another release: leave the work at hand."""
 
 
-@dataclass(slots=True)
-class Settled:
-    """What the agent is done with. `serving` is None when a first release has failed."""
-
-    wanted: Current
-    serving: Release | None
-    error: str | None = None
-    hint: str | None = None
-    retry_at: float | None = None  # time.monotonic()
-    moved_at: float = field(default_factory=time.monotonic)
-    seen: object = None
-    server_exits: int = 0  # when it was seen ready
-    held_s: float | None = None
-
-
 class Agent:
     """One machine's agent. `run` returns after `stop`, or when it must start again on the version of a new release."""
 
@@ -91,7 +77,8 @@ class Agent:
             settings.load_s,
             settings.no_progress_s,
         )
-        self._idle = IdleStop(IdleClock(machine.run_dir, machine.state), mailbox, self._board, machine.switch_off)
+        patience = Patience(settings.probe_s, settings.hang_s, settings.silent_s)
+        self._watch = Watch(machine, mailbox, self._board, patience)
         self._working_on: Current | None = None
         self._settled: Settled | None = None
         self._before: Release | None = None
@@ -99,7 +86,6 @@ class Agent:
         self._held_s: float | None = None
         self._retries = 0
         self._looked_at = 0.0
-        self._probed_at = 0.0
 
     def stop(self) -> None:
         self._stop.set()
@@ -111,7 +97,7 @@ class Agent:
                 if wanted is not None and self._is_due(wanted):
                     self._deploy(wanted)
                 elif self._settled is not None:
-                    self._watch(self._settled)
+                    self._watch.look(self._settled)
                 self._stop.wait(self._settings.poll_s)
             except Interrupted:
                 continue
@@ -156,6 +142,7 @@ class Agent:
             for phase, work in self._plan(wanted, release):
                 self._note(release, phase)
                 work()
+            self._publish(BUILT, msgspec.json.encode(built.describe(release, self._machine.packages(release))))
             self._succeed(wanted, release, self._warning, self._held_s)
         except ReleaseError as error:
             self._fail(wanted, None, "python", PhaseError(str(error), "run `deployctl up` again", retry=False))
@@ -174,10 +161,14 @@ class Agent:
     def _publish_releases(self) -> None:
         serving = self._settled.serving if self._settled is not None else None
         entries = msgspec.json.encode(self._releases.entries(None if serving is None else serving.id))
+        self._publish(RELEASES, entries)
+
+    def _publish(self, key: str, data: bytes) -> None:
+        """For the user to read; what serves does not depend on it."""
         try:
-            self._mailbox.put(RELEASES, entries)
+            self._mailbox.put(key, data)
         except (BucketError, OSError) as error:
-            self._log(f"{RELEASES}: {error}")
+            self._log(f"{key}: {error}")
 
     def _plan(self, wanted: Current, release: Release) -> list[tuple[Phase, Callable[[], None]]]:
         machine, serving = self._machine, self._serving
@@ -247,7 +238,7 @@ class Agent:
     ) -> None:
         release.mark_ready()
         self._releases.prune()
-        self._idle.begin(release)
+        self._watch.begin(release)
         hint = "; ".join(text for text in (self._machine.warning(), warning) if text) or None
         exits = self._units.state("server").exits
         self._settled = Settled(wanted, release, hint=hint, held_s=held_s, server_exits=exits)
@@ -326,64 +317,6 @@ class Agent:
         self._settled = Settled(wanted, previous, f"{failed}; release {previous.id} still serves", hint)
         self._board.post(previous.id, "ready", error=self._settled.error, hint=hint)
         self._log(f"release {previous.id} serves again")
-
-    def _watch(self, settled: Settled) -> None:
-        """Keeps the status true while nothing new is asked for."""
-        release = settled.serving
-        if release is None:
-            self._board.repeat()
-            return
-        if self._idle.is_ending:
-            return
-        units = (self._units.state("engine"), self._units.state("server"))
-        for unit in units:
-            if unit.state == "failed":
-                error = failure_of(unit)
-                self._board.post(release.id, "load", error=error.error, hint=error.hint)
-                return
-            if unit.state == "stopped":
-                self._units.start(unit.name)
-        now = time.monotonic()
-        steady = tuple(unit.pid for unit in units) == settled.seen
-        if steady and now - self._probed_at < self._settings.probe_s:
-            return
-        self._look(settled, release, units, now)
-
-    def _look(self, settled: Settled, release: Release, units: tuple[UnitState, ...], now: float) -> None:
-        self._probed_at = now
-        health = self._machine.probe(release)
-        pids = tuple(unit.pid for unit in units)
-        if health is not None and health.ready and all(unit.state == "running" for unit in units):
-            settled.seen, settled.moved_at = pids, now
-            settled.server_exits = units[1].exits
-            if self._idle.is_over(release):
-                return
-            self._board.post(
-                release.id,
-                "ready",
-                Progress(percent=100.0),
-                error=settled.error,
-                hint="; ".join(text for text in (settled.hint, self._idle.warning) if text) or None,
-                held_s=settled.held_s,
-            )
-            return
-        if units[1].exits - settled.server_exits >= LOAD_EXITS:  # it is started again for ever: the port stays open
-            loop = failure_of(units[1])
-            self._board.post(release.id, "load", error=loop.error, hint=loop.hint)
-            return
-        # Not what it says: "no step for 8 s" is no progress after "no step for 6 s".
-        seen = (pids, None if health is None else (health.phase, health.percent))
-        patience_s = (
-            self._settings.silent_s if health is not None and health.phase == "serve" else self._settings.hang_s
-        )
-        if seen != settled.seen:
-            settled.seen, settled.moved_at = seen, now
-        elif now - settled.moved_at > patience_s:
-            self._log(f"not ready and nothing moves for {patience_s:g} s: restart of the engine")
-            settled.moved_at = now
-            self._units.restart("engine")
-        progress = Progress() if health is None else Progress(health.percent, None, health.eta_s)
-        self._board.post(release.id, "load", progress)
 
     def _note(self, release: Release, phase: Phase) -> None:
         """A phase begins. While a failed deployment is tried again, its error stays until something moves."""
