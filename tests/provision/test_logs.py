@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from provision.cli.logs import as_json_line, as_text, compiled
 from provision.errors import UsageError
-from provision.logs import Tail, last_lines, parse_age, parse_lines, read_logs
-from provision.target import LogQuery
+from provision.logs import Tail, last_lines, level_of, parse_age, parse_lines, read_logs
+from provision.target import LogLine, LogQuery
 
 ENGINE = "2026-07-01T12:00:00.500Z loaded\n2026-07-01T12:00:02.000Z ready\nno time\n"
 SERVER = "2026-07-01T12:00:01.000Z open\n"
@@ -82,3 +84,41 @@ def test_ages_are_read(text: str, seconds: float) -> None:
 def test_a_wrong_age_says_how_to_write_it(text: str) -> None:
     with pytest.raises(UsageError, match="10m"):
         parse_age(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "priority", "level"),
+    [
+        ("ready", 6, "info"),
+        ("ready", None, "info"),
+        ("Traceback (most recent call last):", 6, "error"),
+        ("ValueError: wrong", 6, "error"),
+        ("error: no disk | hint: x", None, "error"),
+        ("ERROR:    Exception in ASGI application", 6, "error"),
+        ("[WARNING] slow", 6, "warning"),
+        ("deployctl-engine.service: Failed with result 'exit-code'.", 4, "warning"),
+        ("anything", 3, "error"),
+        ("anything", 7, "debug"),
+        ("0 errors so far", 6, "info"),
+    ],
+)
+def test_a_level_is_the_journals_or_what_the_text_begins_with(text: str, priority: int | None, level: str) -> None:
+    assert level_of(LogLine("engine", text, None, priority)) == level
+
+
+def test_errors_are_coloured_on_a_terminal_only() -> None:
+    line = LogLine("engine", "error: x", None)
+    assert as_text(line) == "         engine     error: x"
+    assert as_text(line, coloured=True) == "         \x1b[36mengine    \x1b[0m \x1b[31merror: x\x1b[0m"
+
+
+def test_json_lines_name_unit_time_level_and_text() -> None:
+    found = json.loads(as_json_line(LogLine("engine", "ready", 1.5)))
+    assert found == {"unit": "engine", "at": 1.5, "level": "info", "text": "ready"}
+
+
+def test_a_wrong_expression_is_refused_with_one_that_is_right() -> None:
+    with pytest.raises(UsageError, match="not a regular expression") as error:
+        compiled("(x")
+    assert "--grep" in (error.value.next_command or "")
+    assert compiled(None) is None

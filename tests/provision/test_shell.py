@@ -20,15 +20,18 @@ from provision.cloud import CloudTarget
 from provision.errors import ConnectionFailedError, NotRunningError, PortTakenError, UsageError
 from provision.host import HostRecord, HostTarget
 from provision.local import LocalTarget
+from provision.log_sources import read_lines
+from provision.remote import connect
 from provision.rollout import config_values
-from provision.shell import Shell, any_port, is_listening, run_openssh, shell_of
+from provision.shell import Shell, any_port, is_listening, reached, run_openssh, shell_of
 from provision.spec import parse
 from provision.ssh import Login, shell_argv
 from provision.state import LocalState
+from provision.target import LogQuery
 from provision.tunnel import Tunnel, choose_port, port_of, through_tunnel
-from provision.ways import CloudAssistant, ConnectEndpoint, Direct, SessionManager
+from provision.ways import CloudAssistant, ConnectEndpoint, Direct, SessionManager, proxy_argv
 from runtime.deployment import encode
-from runtime.mailbox import IDENTITY, FolderMailbox, Identity
+from runtime.mailbox import IDENTITY, LOGS, FolderMailbox, Identity
 from tests.lab.sshd import Sshd, serve_ssh
 
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDIhz2GK/XCUj4i6Q5yQJNL1MXMY0RxzPV2QrBqfHrDq"
@@ -161,6 +164,107 @@ def test_what_openssh_says_of_a_failure_becomes_one_error(server: Sshd, change: 
     with pytest.raises(ConnectionFailedError) as error:
         run_openssh(shell_argv(login, ["true"]), login)
     assert why in (error.value.why or "")
+
+
+# ---- through a cloud's tools, each played by a small program that leads to the real sshd ----
+
+# `aws …` as a ProxyCommand: standard input and output are the connection.
+AWS_TOOL = """#!{python}
+import os, socket, sys, threading
+peer = socket.create_connection(("127.0.0.1", {port}))
+def back():
+    while data := peer.recv(65536):
+        os.write(1, data)
+    os._exit(0)
+threading.Thread(target=back, daemon=True).start()
+while data := os.read(0, 65536):
+    peer.sendall(data)
+"""
+# `ali-instance-cli portforward`: a port of this machine, until it is ended.
+ALI_TOOL = """#!{python}
+import socket, sys, threading
+assert sys.argv[1] == "portforward" and sys.argv[sys.argv.index("--remote-port") + 1] == "22", sys.argv
+listening = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--local-port") + 1])))
+def copy(one, other):
+    while data := one.recv(65536):
+        other.sendall(data)
+    other.shutdown(socket.SHUT_WR)
+while True:
+    here, _ = listening.accept()
+    there = socket.create_connection(("127.0.0.1", {port}))
+    for pair in ((here, there), (there, here)):
+        threading.Thread(target=copy, args=pair, daemon=True).start()
+"""
+
+
+def install_tool(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / name).write_text(text)
+    (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+def test_aws_carries_both_openssh_and_programs_to_a_machine_without_an_address(
+    server: Sshd, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tool(home, "aws", AWS_TOOL.format(python=sys.executable, port=server.port), monkeypatch)
+    way = ConnectEndpoint("i-0a", "eu-west-1")
+    shell = Shell(way, replace(server.login(), host="i-0a", port=22, proxy=proxy_argv(way)))
+    with reached(shell) as login:
+        assert run_openssh(shell_argv(login, ["sh", "-c", "exit 7"]), login) == 7
+        with connect(login) as remote:
+            assert remote.run(["echo", "hello"]).text == "hello\n"
+
+
+def test_another_machine_behind_the_cloud_is_refused_all_the_same(
+    server: Sshd, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tool(home, "aws", AWS_TOOL.format(python=sys.executable, port=server.port), monkeypatch)
+    way = ConnectEndpoint("i-0a", "eu-west-1")
+    login = replace(server.login(), host="i-0a", port=22, proxy=proxy_argv(way), host_key=HOST_KEY)
+    with reached(Shell(way, login)) as found, pytest.raises(ConnectionFailedError, match="i-0a"):
+        connect(found)
+
+
+def test_cloud_assistant_forwards_a_port_for_as_long_as_it_is_needed(
+    server: Sshd, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tool(home, "ali-instance-cli", ALI_TOOL.format(python=sys.executable, port=server.port), monkeypatch)
+    shell = Shell(CloudAssistant("i-bp1", "cn-hangzhou"), replace(server.login(), host="i-bp1", port=22))
+    with reached(shell) as login, connect(login) as remote:
+        assert login.host == "127.0.0.1"
+        assert remote.run(["echo", "hello"]).text == "hello\n"
+    assert not is_listening(login.port)
+
+
+def test_a_forwarding_that_does_not_open_is_told_in_the_tools_own_words(
+    server: Sshd, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tool(home, "ali-instance-cli", "#!/bin/sh\necho InvalidAccessKeyId.NotFound >&2; exit 1\n", monkeypatch)
+    shell = Shell(CloudAssistant("i-bp1", "cn-hangzhou"), server.login())
+    with pytest.raises(ConnectionFailedError) as error, reached(shell):
+        pass
+    assert "InvalidAccessKeyId.NotFound" in (error.value.why or "")
+    assert "switched on once per account" in (error.value.why or "")
+
+
+# ---- where logs come from ----
+
+
+def test_logs_come_from_the_mailbox_where_ssh_is_closed_and_it_says_so(home: Path) -> None:
+    target = on_cloud(home, {"public_ip": "127.0.0.1", "private_ip": None}, AWS)
+    target.mailbox.put(f"{LOGS}engine.log", b"2026-07-01T12:00:00.000Z loaded\n")
+    said: list[str] = []
+    assert [line.text for line in read_lines(target, LogQuery(), said.append)] == ["loaded"]
+    assert said[0].startswith("from the mailbox, half a minute late at most: ")
+    assert [line.text for line in read_lines(target, LogQuery(), pytest.fail, mailbox=True)] == ["loaded"]
+
+
+def test_logs_of_a_machine_without_an_address_come_from_the_mailbox(home: Path) -> None:
+    target = on_cloud(home, INTRANET, ALICLOUD | {"endpoint": "intranet"})
+    said: list[str] = []
+    assert list(read_lines(target, LogQuery(), said.append)) == []
+    assert "has no public address" in said[0]
 
 
 # ---- the commands ----
