@@ -144,6 +144,13 @@ FIELDS: tuple[FieldDoc, ...] = (
     ),
     FieldDoc("idle_stop", _MONEY, "Stop the machine after this long without a request; 0 = never.", "30m"),
     FieldDoc("pip_index", _SETUP, "Python package index that the machine uses.", "https://pypi.example.org/simple"),
+    FieldDoc(
+        "constraints",
+        _SETUP,
+        "Exact versions that pip keeps to on the machine. deploy.lock fills them in.",
+        "torch==2.11.0",
+        "list",
+    ),
     FieldDoc("proxy", _SETUP, "HTTP proxy that the machine uses for downloads.", "http://proxy.example.org:3128"),
     FieldDoc(
         "runtime_wheel",

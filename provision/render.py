@@ -102,6 +102,7 @@ def deployment_for(
         egress=spec.egress or "internet",
         pip_index=spec.pip_index,
         proxy=spec.proxy,
+        constraints=spec.constraints,
         weights_disk=spec.weights_disk_gib is not None,
     )
     return Deployment(

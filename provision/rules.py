@@ -13,7 +13,7 @@ CLOUD_ONLY = (
     "security_group_id", "bandwidth_mbps", "image", "disk_gib", "spot", "capacity_reservation", "ttl",
     "tags", "weights_disk_gib", "wait", "mailbox",
 )  # fmt: skip
-LOCAL_HAS_NOT = ("ssh_public_key", "domain", "tls_cert", "tls_key", "proxy", "pip_index")
+LOCAL_HAS_NOT = ("ssh_public_key", "domain", "tls_cert", "tls_key", "proxy", "pip_index", "constraints")
 ANYWHERE = "0.0.0.0/0"
 
 

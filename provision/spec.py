@@ -28,6 +28,7 @@ from provision import errors, fields
 from provision.model_ref import ModelRef, is_bare, parse_model
 from provision.values import (
     check_cidr,
+    check_constraint,
     check_key,
     check_ssh_key,
     check_tags,
@@ -125,6 +126,7 @@ _TAGS = BeforeValidator(split_tags, json_schema_input_type=dict[str, str] | list
 
 List = Annotated[tuple[str, ...], _LIST]
 Cidrs = Annotated[tuple[Annotated[str, AfterValidator(check_cidr)], ...], _LIST]
+Constraints = Annotated[tuple[Annotated[str, AfterValidator(check_constraint)], ...], _LIST]
 Tags = Annotated[dict[str, str], _TAGS, AfterValidator(check_tags)]
 Duration = Annotated[str, BeforeValidator(normal_duration, json_schema_input_type=str | int)]
 Url = Annotated[str, AfterValidator(check_url)]
@@ -202,6 +204,7 @@ class DeploymentSpec(BaseModel):
     ttl: Duration = Field(default="0", description=_doc("ttl"))
     idle_stop: Duration = Field(default="0", description=_doc("idle_stop"))
     pip_index: Url | None = Field(default=None, description=_doc("pip_index"))
+    constraints: Constraints = Field(default=(), description=_doc("constraints"))
     proxy: Url | None = Field(default=None, description=_doc("proxy"))
     runtime_wheel: Text | None = Field(default=None, description=_doc("runtime_wheel"))
     mailbox: Literal["bucket", "cloud_assistant"] | None = Field(default=None, description=_doc("mailbox"))

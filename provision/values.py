@@ -87,6 +87,13 @@ def check_cidr(text: str) -> str:
     return str(network)
 
 
+def check_constraint(text: str) -> str:
+    """One exact version of one package, as pip's constraint files have it."""
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.+!_-]*", text) is None:
+        raise ValueError(f"{text!r} is not a constraint: write package==version, such as torch==2.11.0")
+    return text
+
+
 def check_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -72,12 +72,14 @@ class Listen(Struct, frozen=True):
 class Setup(Struct, frozen=True):
     """How a machine of a cloud is set up. `egress`: "internet", or what an intranet deployment chose.
 
-    `pip_index` and `proxy` are URLs; None = the distribution's defaults.
+    `pip_index` and `proxy` are URLs; None = the distribution's defaults. `constraints`: versions that pip keeps to, as
+    "torch==2.11.0".
     """
 
     egress: Literal["internet", "nat", "bundle", "none"] = "internet"
     pip_index: str | None = None
     proxy: str | None = None
+    constraints: tuple[str, ...] = ()
     weights_disk: bool = False  # a disk of its own, tagged for the weights, is attached
 
 

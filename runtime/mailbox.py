@@ -15,6 +15,7 @@ On a cloud it is a bucket; on `local` and `host` a folder with the same layout:
     secrets/tls.json                 {"certificate": …, "key": …} in PEM (tls: own)  user writes, machine reads
     status/status.json               Status                                          machine writes, user reads
     status/identity.json             {instance_id, ssh_host_key, certificate}        machine writes, user reads
+    status/built.json                Built: versions that a release runs on           machine writes, user reads
     status/releases.json             [ReleaseEntry], newest first                    machine writes, user reads
     status/logs/                     logs                                            machine writes, user reads
 """
@@ -43,6 +44,7 @@ TLS_SECRET = "secrets/tls.json"
 STATUS = "status/status.json"
 IDENTITY = "status/identity.json"
 RELEASES = "status/releases.json"
+BUILT = "status/built.json"
 LOGS = "status/logs/"
 
 PHASES = ("python", "disk", "driver", "runtime", "weights", "load", "serve")
@@ -117,6 +119,19 @@ class Status(Struct, frozen=True):
     schema: int = 1
 
 
+class Built(Struct, frozen=True):
+    """`status/built.json`: what the release that became ready last really runs on. None = not there, or not known.
+
+    `torch`, `transformers`: versions; `driver`: NVIDIA's, on a GPU; `model_commit`: what the revision stood for.
+    """
+
+    release: str
+    model_commit: str | None = None
+    torch: str | None = None
+    transformers: str | None = None
+    driver: str | None = None
+
+
 class ReleaseEntry(Struct, frozen=True):
     """One release that the machine keeps. `wheel`: the first digits of its wheel's SHA-256, None = the version that was
     there before. `ready_at`: seconds since the epoch when it served last, None = it never has."""
@@ -142,6 +157,10 @@ def decode_status(data: bytes) -> Status:
 
 def decode_releases(data: bytes) -> list[ReleaseEntry]:
     return msgspec.json.decode(data, type=list[ReleaseEntry])
+
+
+def decode_built(data: bytes) -> Built:
+    return msgspec.json.decode(data, type=Built)
 
 
 def decode_current(data: bytes) -> Current:

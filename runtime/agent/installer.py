@@ -21,6 +21,7 @@ from runtime.deployment import Struct
 
 SAMPLE_S = 1.0
 LAST_WORDS = 300  # characters
+CONSTRAINTS = "constraints.txt"
 NETWORK = (
     "NewConnectionError",
     "ConnectTimeoutError",
@@ -45,7 +46,7 @@ class Source(Struct, frozen=True):
 
 class InstallJob(Struct, frozen=True):
     """`make`: build the environment anew first. `force`: trust nothing that is installed already. `scratch`: a folder
-    for pip's temporary files; /tmp may be a small part of the memory."""
+    for pip's temporary files; /tmp may be a small part of the memory. `constraints`: lines of pip's constraint file."""
 
     wheel: str
     venv: str
@@ -55,6 +56,7 @@ class InstallJob(Struct, frozen=True):
     cache: str
     make: bool = False
     force: bool = False
+    constraints: tuple[str, ...] = ()
 
 
 def explain(said: str, hint: str) -> WorkerLine:
@@ -85,6 +87,8 @@ def environment(job: InstallJob) -> dict[str, str]:
     env["PIP_QUIET"] = "1"  # warnings and errors only; else a line for each of fifty packages
     if source.extra_index is not None and bundle is None:
         env["PIP_EXTRA_INDEX_URL"] = source.extra_index
+    if job.constraints:
+        env["PIP_CONSTRAINT"] = str(Path(job.scratch) / CONSTRAINTS)
     return env
 
 
@@ -106,6 +110,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     shutil.rmtree(job.scratch, ignore_errors=True)
     Path(job.scratch).mkdir(parents=True)
+    (Path(job.scratch) / CONSTRAINTS).write_text("".join(f"{line}\n" for line in job.constraints))
     done = threading.Event()
     sampler = threading.Thread(target=_sample, args=(job, done), daemon=True)
     sampler.start()

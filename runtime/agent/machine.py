@@ -6,6 +6,7 @@ machine what the release needs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Protocol
 from runtime.agent import overlay, phases
 from runtime.agent.control import SupervisorClient
 from runtime.agent.files import PRIVATE, Access
+from runtime.agent.process import PACKAGES
 from runtime.agent.releases import Release
 from runtime.agent.serving import Health, probe_health
 from runtime.agent.status import Report
@@ -61,6 +63,10 @@ class Machine(Protocol):
     def prepare_driver(self, release: Release, report: Report) -> None: ...
 
     def prepare_runtime(self, wanted: Current, release: Release, report: Report) -> None: ...
+
+    def packages(self, release: Release) -> list[str] | None:
+        """The folders in which the release's processes find packages; None = where this process does."""
+        ...
 
     def open(self, release: Release) -> bool:
         """Port and certificate, before the server runs on this release. True: a running server must start again."""
@@ -120,6 +126,10 @@ class LocalMachine:
 
     def prepare_runtime(self, wanted: Current, release: Release, report: Report) -> None:
         phases.check_runtime(release.deployment)
+
+    def packages(self, release: Release) -> list[str] | None:
+        overlaid = release.folder / PACKAGES
+        return [str(overlaid), *sys.path] if overlaid.is_symlink() else None
 
     def open(self, release: Release) -> bool:
         return False

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from runtime.agent import bootstrap, phases
+from runtime.agent.built import check_constraints
 from runtime.agent.files import Access
 from runtime.agent.installer import InstallJob, Source
 from runtime.agent.releases import Release
@@ -96,8 +97,11 @@ class Software:
             cut_off = found is not None and found.boot not in (None, self._boot_id)
             self._access.write(mark, msgspec.json.encode(msgspec.structs.replace(goal, boot=self._boot_id)))
             source = self._source(wanted, deployment, build)
-            self._pip(self._wheel_of(venv), venv, goal.extras, source, report, make=False, force=cut_off)
+            wheel, kept_to = self._wheel_of(venv), (deployment.setup or Setup()).constraints
+            self._pip(wheel, venv, goal.extras, source, report, make=False, force=cut_off, constraints=kept_to)
             self._access.write(mark, msgspec.json.encode(goal))
+        # Other releases may run on this environment: what is installed stays, even if it is not what is asked for now.
+        check_constraints((deployment.setup or Setup()).constraints, packages_of(venv))
         phases.check_runtime(deployment, packages_of(venv))
 
     def _add_to_agent(self, wanted: Current, deployment: Deployment, report: Report) -> None:
@@ -187,6 +191,7 @@ class Software:
         *,
         make: bool = True,
         force: bool = False,
+        constraints: tuple[str, ...] = (),
     ) -> None:
         job = InstallJob(
             wheel=str(wheel),
@@ -197,6 +202,7 @@ class Software:
             cache=str(self._state / "pip"),
             make=make,
             force=force,
+            constraints=constraints,
         )
         for attempt in range(1, ATTEMPTS + 1):
             try:

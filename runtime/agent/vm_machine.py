@@ -136,6 +136,9 @@ class VmMachine:
             phases.check_gpus(phases.list_gpus(), release.deployment.engine.tensor_parallel, built_for)
             self._ensure_compiler(release, report)
 
+    def packages(self, release: Release) -> list[str] | None:
+        return packages_of((release.folder / "venv").resolve())
+
     def open(self, release: Release) -> bool:
         listen = release.deployment.listen
         changed = self._ensure_certificate(listen)

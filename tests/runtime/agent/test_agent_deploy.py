@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from importlib import metadata
 
 import psutil
 from agent_machine import Machine, make_model_folder, wait_for
 
 from runtime.agent.releases import Releases
-from runtime.mailbox import PHASES, Status
+from runtime.mailbox import BUILT, PHASES, Status, decode_built
 
 
 def test_a_first_deployment_becomes_ready_and_answers(machine: Machine) -> None:
@@ -17,6 +18,14 @@ def test_a_first_deployment_becomes_ready_and_answers(machine: Machine) -> None:
     machine.start()
     machine.wait_ready("r1")
     assert machine.get("/health")[0] == 200
+
+
+def test_a_release_that_is_ready_has_said_what_it_runs_on(machine: Machine) -> None:
+    machine.deploy("r1")
+    machine.start()
+    machine.wait_ready("r1")
+    built = decode_built(machine.mailbox.get(BUILT) or b"")
+    assert (built.release, built.torch, built.driver) == ("r1", metadata.version("torch"), None)
 
 
 def test_with_everything_cached_supervisor_and_agent_work_less_than_a_second(machine: Machine) -> None:

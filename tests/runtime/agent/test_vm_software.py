@@ -12,13 +12,14 @@ import pytest
 from agent_machine import a_deployment
 from tiny_wheels import make_runtime_wheel, make_torch_wheel, make_wheel, push_bundle, sha256
 
+from runtime.agent.built import describe, fits
 from runtime.agent.files import PRIVATE
 from runtime.agent.installer import explain
 from runtime.agent.releases import Release, Releases
-from runtime.agent.software import CPU_BUILD, OLD_DRIVER_BUILD, Software, choose_build
+from runtime.agent.software import CPU_BUILD, OLD_DRIVER_BUILD, Software, choose_build, packages_of
 from runtime.agent.status import PhaseError, Progress
 from runtime.deployment import Deployment, Setup, encode
-from runtime.mailbox import Current, FolderMailbox, release_key, wheel_key
+from runtime.mailbox import Built, Current, FolderMailbox, release_key, wheel_key
 
 
 def quiet(_: Progress) -> None:
@@ -46,8 +47,9 @@ class Vm:
     def software(self, boot: str = "boot-1") -> Software:
         return Software(self.state, "aws", self.mailbox, PRIVATE, boot)
 
-    def deploy(self, release: str, wheel: Path) -> tuple[Current, Release]:
-        deployment = msgspec.structs.replace(a_deployment(release, "demo"), setup=Setup(egress="bundle"))
+    def deploy(self, release: str, wheel: Path, constraints: tuple[str, ...] = ()) -> tuple[Current, Release]:
+        setup = Setup(egress="bundle", constraints=constraints)
+        deployment = msgspec.structs.replace(a_deployment(release, "demo"), setup=setup)
         self.mailbox.put(release_key(release), encode(deployment))
         key = wheel_key(release, wheel.name)
         self.mailbox.put(key, wheel.read_bytes())
@@ -108,6 +110,34 @@ def test_torch_that_a_power_cut_has_interrupted_is_not_trusted(vm: Vm, complete:
     lost.write_text("raise ImportError('lost')")
     vm.software("boot-2").add_runtime(*complete, quiet, None)
     assert vm.imports(complete[1], "torch")
+
+
+def test_torch_is_of_the_version_that_a_constraint_names_and_the_machine_says_so(tmp_path: Path) -> None:
+    vm = Vm(tmp_path)
+    tiny = [make_torch_wheel(tmp_path / "wheels", version) for version in ("2.11.0", "2.12.0")]
+    push_bundle(vm.mailbox, [make_wheel(tmp_path / "wheels", "tiny-server", "1.0"), *tiny])
+    wanted, release = vm.deploy("r1", make_runtime_wheel(tmp_path, "1.0"), ("torch==2.11.0",))
+    vm.software().install(wanted, release, quiet)
+    vm.software().add_runtime(wanted, release, quiet, None)
+    packages = packages_of((release.folder / "venv").resolve())
+    assert describe(release, packages) == Built(release="r1", torch="2.11.0")
+
+
+def test_what_releases_run_on_is_not_exchanged_for_a_constraint_but_named(
+    vm: Vm, complete: tuple[Current, Release]
+) -> None:
+    setup = Setup(egress="bundle", constraints=("torch==2.11.0",))
+    other = replace(complete[1], deployment=msgspec.structs.replace(complete[1].deployment, setup=setup))
+    with pytest.raises(PhaseError, match=r"torch 2\.12\.0 is installed here, and constraints ask for 2\.11\.0"):
+        vm.software().add_runtime(complete[0], other, quiet, None)
+
+
+@pytest.mark.parametrize(
+    ("have", "wanted", "fit"),
+    [("2.11.0+cu126", "2.11.0", True), ("2.11.0", "2.11", True), ("2.11.0+cpu", "2.11.0+cu126", False)],
+)
+def test_a_local_version_fits_a_constraint_without_one(have: str, wanted: str, fit: bool) -> None:
+    assert fits(have, wanted) is fit
 
 
 def test_the_agent_moves_to_the_environment_of_a_release_once(vm: Vm, first: tuple[Current, Release]) -> None:
