@@ -21,8 +21,9 @@ from provision.cloud import CloudTarget
 from provision.cost_report import MIN_LEFT_S, CostReport, end_within, spent
 from provision.costs import CostItem
 from provision.errors import UsageError
-from provision.rollout import bring_up, decide
+from provision.rollout import bring_up
 from provision.spec import parse
+from provision.stack_settings import StackSettings
 from provision.state import open_state
 from provision.usage import Usage
 
@@ -115,14 +116,16 @@ def test_a_budget_brings_the_end_forward_and_no_later_up_takes_it_back(
     target = CloudTarget(Project(pulumi, backend, program(PROGRAM), lambda line: None).open_or_create("chat"))
     model = "Qwen/Qwen2.5-7B-Instruct"
     spec = parse({"name": "chat", "cloud": "aws", "model": model, "instance_type": "g5.xlarge", "ttl": ttl})
-    bring_up(target, spec, decide(spec, target, time.time()), lambda line: None)
+    bring_up(
+        target, spec, StackSettings(expires_at=None if ttl == "0" else int(time.time()) + 28800), lambda line: None
+    )
     born = target.exports.made_at
     at = int(time.time()) // 60 * 60 + 3600
     bring_forward(target, at)
     assert (target.exports.expires_at, target.exports.made_at) == (at, born)
     again = target.spec()
     assert again is not None
-    bring_up(target, again, decide(again, target, time.time()), lambda line: None)
+    bring_up(target, again, target.settings, lambda line: None)
     assert target.exports.expires_at == at
 
 

@@ -18,7 +18,7 @@ from provision.cloud import CloudTarget
 from provision.errors import NotRunningError, UsageError
 from provision.key_stores import StackKeys
 from provision.keys import add, digest, revoke
-from provision.rollout import bring_up, decide
+from provision.rollout import bring_up
 from provision.spec import parse
 from runtime.deployment import ApiKey, decode_keys
 
@@ -62,7 +62,7 @@ class Laptop:
     def up(self, **changes: Any) -> None:
         """`deployctl up`."""
         target, spec = self.target(), parse({**VALUES, **changes})
-        bring_up(target, spec, decide(spec, target, time.time()), lambda line: None)
+        bring_up(target, spec, target.settings, lambda line: None)
 
     def given_to_the_machine(self) -> list[ApiKey]:
         return decode_keys(self.target().stack.outputs()["keys_json"].encode())
