@@ -205,7 +205,8 @@ class Serving:
         deadline = time.monotonic() + PROBE_S
         while (answer := self.takeover.answer(probe)) is None:
             if (engine := self.units.state("engine")).exits > exits_before:
-                raise failure_of(engine)
+                died = failure_of(engine)
+                raise PhaseError(died.error, died.hint)  # once proves nothing: a first release is tried again
             if time.monotonic() > deadline:
                 raise PhaseError(
                     f"the engine is ready, but gave no answer within {PROBE_S:g} s",

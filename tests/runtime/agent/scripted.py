@@ -8,8 +8,8 @@ mailbox folder keeps it from its mailbox.
 
 What the engine does is written in the deployment's served name: `ok`, `slow` (percent moves until the file `go` is
 in the release folder), `stuck` (the same, but the percent stays), `silent` (the same, once it has loaded), `refuse`
-(exit 78), `crash` (exit 70), `empty` (its first answer has no token), `other` (its first answer is another one). With
-`deaf` it is the server that never accepts.
+(exit 78), `crash` (exit 70), `empty` (its first answer has no token), `other` (its first answer is another one),
+`faint` (dies once, when it is first asked). With `deaf` it is the server that never accepts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from runtime.agent.main import Settings
 from runtime.agent.supervisor import read_record
 
 HERE = Path(__file__).resolve()
+FAINTED = "fainted"  # in the release folder: "now", then "once"
 
 
 def supervise(state: Path, mailbox: Path, port: int) -> int:
@@ -159,7 +160,7 @@ def server(release: str, run_dir: str) -> int:
     httpd.socket = socket.socket(fileno=3)
     for number in (signal.SIGTERM, HAND_OVER):
         signal.signal(number, lambda *_: threading.Thread(target=httpd.shutdown).start())
-    threading.Thread(target=answer_probes, args=(Path(run_dir), Path(release).name, behaviour), daemon=True).start()
+    threading.Thread(target=answer_probes, args=(Path(run_dir), Path(release), behaviour), daemon=True).start()
     announce()
     httpd.serve_forever(poll_interval=0.02)
     httpd.server_close()  # waits for the requests that it has accepted
@@ -170,7 +171,7 @@ def behaviour_of(release: str) -> str:
     return str(json.loads((Path(release) / "deployment.json").read_text())["model"]["served_name"])
 
 
-def answer_probes(run_dir: Path, release: str, behaviour: str) -> None:
+def answer_probes(run_dir: Path, release: Path, behaviour: str) -> None:
     from runtime.deployment import encode
     from runtime.handover import PROBED, Probed, read_handover
     from runtime.mailbox import write_atomic
@@ -178,8 +179,11 @@ def answer_probes(run_dir: Path, release: str, behaviour: str) -> None:
     asked = None
     while True:
         handover = read_handover(run_dir)
-        if handover is not None and handover.release == release and handover.probe not in (None, asked):
+        if handover is not None and handover.release == release.name and handover.probe not in (None, asked):
             asked = handover.probe
+            if behaviour == "faint" and not (release / FAINTED).exists():
+                (release / FAINTED).write_text("now")
+                continue
             tokens = {"empty": (), "other": (1, 2, 4)}.get(behaviour, (1, 2, 3))
             write_atomic(run_dir / PROBED, encode(Probed(probe=asked or "", tokens=tokens)))
         time.sleep(0.02)
@@ -193,6 +197,14 @@ def ask_engine(run_dir: str) -> dict[str, object]:
             return dict(json.loads(client.recv(4096)))
         except (OSError, ValueError):
             return {"phase": "load", "percent": None, "eta_s": None, "error": None, "hint": None}
+
+
+def faint_once(sign: Path) -> None:
+    while not (sign.exists() and sign.read_text() == "now"):
+        time.sleep(0.02)
+    sign.write_text("once")
+    print("error: the engine fell over | hint: look at the log", file=sys.stderr, flush=True)
+    os._exit(70)
 
 
 def engine(release: str, run_dir: str) -> int:
@@ -211,10 +223,12 @@ def engine(release: str, run_dir: str) -> int:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
+    if behaviour == "faint":
+        threading.Thread(target=faint_once, args=(folder / FAINTED,), daemon=True).start()
     percent = 0.0
     while True:
         client, _ = listener.accept()
-        ready = behaviour in ("ok", "empty", "other", "deaf") or (folder / "go").exists()
+        ready = behaviour in ("ok", "empty", "other", "deaf", "faint") or (folder / "go").exists()
         percent = min(99.0, percent + 1) if behaviour == "slow" else 7.0
         told: dict[str, object] = {"ready": ready, "phase": "load", "percent": percent}
         if behaviour == "silent":

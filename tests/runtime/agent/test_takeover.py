@@ -150,3 +150,18 @@ def test_a_process_is_told_apart_from_another_one_with_its_pid() -> None:
     assert me.is_alive
     assert ProcessId.parse(str(me)) == me
     assert not ProcessId(me.pid, me.started_at + 1).is_alive
+
+
+def test_an_engine_that_dies_once_at_its_first_question_is_tried_again(machine: Machine) -> None:
+    machine.deploy("r1", "faint")
+    machine.start()
+    machine.wait_ready("r1")
+    assert (machine.state / "releases" / "r1" / "fainted").read_text() == "once"
+
+
+def test_in_a_redeploy_the_release_before_serves_at_once(machine: Machine) -> None:
+    served(machine, "r1")
+    machine.deploy("r2", "faint")
+    status = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    assert status.release == "r1"
+    assert "release r2 failed in phase serve" in (status.error or "")
