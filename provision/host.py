@@ -62,6 +62,8 @@ STAGE0_UNIT = "deployctl-stage0.service"
 UNIT_DIR = "/etc/systemd/system"
 SHOWN_UNITS = ("agent", "server", "engine")
 PRICE_PER_HOUR = 0.0  # of deployctl's; what the machine itself costs is not known here
+LARGE_BYTES = 64 * 2**20  # from here on an upload says how far it is
+TOLD_PERCENT = 10
 RECONNECTS = 5  # of an upload, in a row without one more byte
 Report = Callable[[str], None]
 
@@ -335,12 +337,15 @@ class HostTarget:
 
     def upload(self, local: Path, path: str) -> None:
         """A file of any size; a connection that breaks is opened again while each brings more bytes."""
-        failures, most = 0, -1
+        failures, most, told = 0, -1, 0
 
         def saw(at: int, size: int) -> None:
-            nonlocal failures, most
+            nonlocal failures, most, told
             if at > most:
                 failures, most = 0, at
+            if size >= LARGE_BYTES and 100 * at // size >= told + TOLD_PERCENT:
+                told = 100 * at // size // TOLD_PERCENT * TOLD_PERCENT
+                self.report(f"  {local.name} {told} %")
 
         while True:
             try:

@@ -16,17 +16,22 @@ import pytest
 from provision.client import OpenAIClient
 from provision.ssh import fingerprint
 from runtime.vm import STATE_DIR
+from tests.e2e.cloud_journey import scripted_wheel
 from tests.e2e.host_journey import NAME, USER, HostJourney, host_journey
 from tests.e2e.journey import wait_for
+from tests.e2e.load import Load
 from tests.lab import checkpoints
 from tests.lab.models import write_tokenizer
 from tests.lab.network import GUEST
+from tests.lab.packages import with_replaced
 from tests.lab.sshd import make_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PROMPT = "the quick brown fox"
 TOKENS = 8
 VOCABULARY = 200
+CLIENTS = 8
+BROKEN_ENGINE = b'raise SystemExit("error: this engine cannot start | hint: none")\n'
 UNITS = {"agent", "server", "engine"}
 
 
@@ -254,6 +259,33 @@ def test_a_folder_of_this_machine_is_uploaded_and_served_by_torch_as_transformer
         ):
             answer = client.continue_text(access["model"], PROMPT, max_tokens=TOKENS)
         assert answer.text == tokenizer.decode(expected, skip_special_tokens=False)
+        assert made.json("down", NAME, "--yes")[0]["clean"]
+
+
+def test_releases_change_under_load_and_refuse_nobody(tmp_path: Path) -> None:
+    """Another version and length, a version whose engine cannot start, the way back: eight clients all along."""
+    with host_journey("trixie", tmp_path) as made:
+        made.up()
+        access = made.json("endpoint", NAME)
+        newer = scripted_wheel(tmp_path / "newer", "another version")
+        broken = with_replaced(made.wheel, {"runtime/engine/main.py": BROKEN_ENGINE}, tmp_path / "broken")
+        with Load(
+            access["base_url"],
+            access["api_key"],
+            access["model"],
+            tokens=4,
+            certificate=access["certificate"],
+            place=made.network.operator.network_entered,
+        ) as asked:
+            changed = ("--max-model-len", "256", "--runtime-wheel", str(newer.path))
+            assert made.json("redeploy", NAME, *changed, "--yes")["release"] == "r2"
+            failed = made.run("redeploy", NAME, "--runtime-wheel", str(broken.path), "--yes", code=16)
+            assert "release r2 of box serves again" in failed.stderr
+            assert made.json("status", NAME)["release"] == "r2"
+            assert made.json("rollback", "r1", "--name", NAME, "--yes")["release"] == "r1"
+            assert made.json("endpoint", NAME)["max_model_len"] == access["max_model_len"]
+        assert asked.outcomes.wrong == {}
+        assert asked.outcomes.counts["fine"] > CLIENTS
         assert made.json("down", NAME, "--yes")[0]["clean"]
 
 
