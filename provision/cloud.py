@@ -66,6 +66,7 @@ class Exports(msgspec.Struct, frozen=True):
     region: str | None = None
     zone: str | None = None
     instance_type: str | None = None
+    image: str | None = None
     mailbox: str | None = None
     ssh_user: str | None = None
     ssh_private_key: str | None = None
@@ -113,8 +114,8 @@ class CloudTarget:
 
     @property
     def settings(self) -> StackSettings:
-        """As the config has them; keys and power as the last update left them, whichever laptop that came from: a config
-        that was read here before must not take back a key that was revoked elsewhere, or wake a machine."""
+        """As the config has them; keys and power as the last update left them, whichever laptop that came from: a
+        config that was read here before must not take back a key that was revoked elsewhere, or wake a machine."""
         settings, exports = split_config(self.config)[1], self.exports
         if exports.keys is None or exports.key_round is None:
             return settings
