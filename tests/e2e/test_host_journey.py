@@ -263,7 +263,7 @@ def test_a_folder_of_this_machine_is_uploaded_and_served_by_torch_as_transformer
 
 
 def test_releases_change_under_load_and_refuse_nobody(tmp_path: Path) -> None:
-    """Another version and length, a version whose engine cannot start, the way back: eight clients all along."""
+    """Another version and length, and the way back, with eight clients; then a version whose engine cannot start."""
     with host_journey("trixie", tmp_path) as made:
         made.up()
         access = made.json("endpoint", NAME)
@@ -279,13 +279,14 @@ def test_releases_change_under_load_and_refuse_nobody(tmp_path: Path) -> None:
         ) as asked:
             changed = ("--max-model-len", "256", "--runtime-wheel", str(newer.path))
             assert made.json("redeploy", NAME, *changed, "--yes")["release"] == "r2"
-            failed = made.run("redeploy", NAME, "--runtime-wheel", str(broken.path), "--yes", code=16)
-            assert "release r2 of box serves again" in failed.stderr
-            assert made.json("status", NAME)["release"] == "r2"
             assert made.json("rollback", "r1", "--name", NAME, "--yes")["release"] == "r1"
             assert made.json("endpoint", NAME)["max_model_len"] == access["max_model_len"]
         assert asked.outcomes.wrong == {}
         assert asked.outcomes.counts["fine"] > CLIENTS
+        failed = made.run("redeploy", NAME, "--runtime-wheel", str(broken.path), "--yes", code=16)
+        assert "release r1 of box serves again" in failed.stderr
+        assert made.json("status", NAME)["release"] == "r1"
+        assert made.ask()
         assert made.json("down", NAME, "--yes")[0]["clean"]
 
 
