@@ -15,6 +15,7 @@ from provision.cli.ask import confirm
 from provision.cli.clouds import open_project_for
 from provision.cli.deploy import prove, show_plan
 from provision.cli.doctor import explaining
+from provision.cli.lock import LockFile
 from provision.cli.output import emit, emit_json, say
 from provision.cli.present import cloud_ready_text
 from provision.cloud import CloudTarget, failure_of
@@ -54,7 +55,7 @@ SILENCE_LIMIT_S = 900.0  # a machine boots, installs a driver and boots again wi
 FIXED = ("cloud", "region")
 
 
-def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up") -> None:
+def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up", lock: LockFile | None = None) -> None:
     """Makes the cloud what the spec says, waits and proves it. Safe to repeat after Ctrl-C at any point.
 
     Raises the errors of provision.errors that the table of exit codes names.
@@ -67,6 +68,9 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
     old = target.spec() if target else None
     spec = with_mailbox(with_caller(anchored(spec), old), old, target)
     wait, running = spec.wait, is_running(target)
+    if lock is not None:
+        is_there = target is not None and target.is_there()
+        spec = lock.settle(spec, old if is_there else None, fresh=not is_there)
     differences: list[str] = []
     if target is not None and target.is_there():
         refuse_fixed(old, spec)
@@ -88,6 +92,8 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
             say(f"{spec.name} is as asked; nothing changed")
         if wait:
             finish_cloud(target, spec, old if running else None, began=began, json=json)
+            if lock is not None:
+                lock.note(target)
         elif json:
             emit_json(dataclasses.asdict(target.observe()))
         else:

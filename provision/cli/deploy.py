@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from provision.cli.ask import confirm
 from provision.cli.output import console, emit, emit_json, say
@@ -43,6 +44,9 @@ from provision.target import Access, LogQuery, Observation
 from provision.wheel import runtime_wheel
 from runtime.deployment import HOLD_MAX_S
 from runtime.mailbox import wheel_key
+
+if TYPE_CHECKING:
+    from provision.host import HostTarget
 
 PROOF_TOKENS = 32
 SHOWN_LINES = 8  # of the log of a release that failed
@@ -135,6 +139,12 @@ def change(target: LocalTarget, spec: DeploymentSpec, *, yes: bool, command: str
     order = make_order(target, spec, plan)
     target.change(order)
     return order.release
+
+
+def asked_before(target: LocalTarget | HostTarget, seen: Observation) -> DeploymentSpec | None:
+    """What a deployment that runs was asked to be; None for one that does not."""
+    values = target.state.spec_values() if seen.life != "stopped" else None
+    return resolve(values, env={}).spec if values else None
 
 
 def differences(target: LocalTarget, spec: DeploymentSpec) -> list[Change]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from provision import audit
 from provision.cli.ask import confirm
-from provision.cli.deploy import prove, refuse_unstartable
+from provision.cli.deploy import asked_before, prove, refuse_unstartable
 from provision.cli.doctor import explaining
+from provision.cli.lock import LockFile
 from provision.cli.output import console, emit, emit_json, say
 from provision.cli.plan_view import plan_table
 from provision.cli.present import PROOF_PROMPT, changed_text, host_ready_text
@@ -64,6 +65,7 @@ def up_host(
     host_key: str | None = None,
     identity: Path | None = None,
     command: str = "up",
+    lock: LockFile | None = None,
 ) -> None:
     """Makes the machine what the spec says, waits and proves it. Safe to repeat after Ctrl-C at any point. The caller
     holds the deployment's lock. Raises the errors that the table of exit codes names."""
@@ -73,6 +75,8 @@ def up_host(
     check_host(facts, spec.name, spec.port, host=target.record.address)
     began = time.monotonic()
     seen = target.observe()
+    if lock is not None:
+        spec = lock.settle(spec, asked_before(target, seen), fresh=seen.life in ("stopped", "failed"))
     differences = describe_changes(target, spec) if seen.life != "stopped" else []
     if seen.life == "failed":
         say(f"{spec.name} has failed ({seen.error}); it is started anew")
@@ -88,6 +92,8 @@ def up_host(
         say(f"{spec.name} is up already, as asked")
     with explaining(target):
         finish_host(target, release, began=began, json=json, command=command)
+    if lock is not None:
+        lock.note(target)
 
 
 def introduce(target: HostTarget, spec: DeploymentSpec, *, host_key: str | None, identity: Path | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provision.cli.doctor import explaining
+from provision.cli.lock import LockOption
 from provision.cli.names import NameArgument, find_target, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
@@ -26,16 +27,24 @@ YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 @app.command()
 @spec_options
-def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = False, json: JsonFlag = False) -> None:
+def redeploy(
+    given: Given,
+    name_argument: NameArgument = None,
+    yes: YesFlag = False,
+    lock: LockOption = None,
+    json: JsonFlag = False,
+) -> None:
     """Change parameters or model of a running deployment; the port stays open.
 
     Options (and --file) change what they name and leave the rest as it is. Requests wait while the new release
     loads. When it fails, the release before serves again and the exit code is 16.
     """
-    from provision.cli.deploy import change, finish, wait_ready
+    from provision.cli.deploy import asked_before, change, finish, wait_ready
+    from provision.cli.lock import open_lock
     from provision.cli.present import changed_text
     from provision.state import locked, this_command
 
+    lock_file = open_lock(given.file, lock, is_filled=True)
     flagged = given.flags.get("name")
     found = find_target(one_name(name_argument, flagged if isinstance(flagged, str) else None), None)
     if isinstance(found, HostTarget):
@@ -44,12 +53,14 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
         with locked(found.state, this_command()):
             if found.observe().life == "stopped":
                 raise NotRunningError(f"{found.name} is not running", next_command=f"deployctl up --name {found.name}")
-            up_host(changed_spec(found, given), found.state, yes=yes, json=json, command="redeploy")
+            spec = changed_spec(found, given)
+            up_host(spec, found.state, yes=yes, json=json, command="redeploy", lock=lock_file)
         return
     if not isinstance(found, LocalTarget):
         from provision.cli.cloud_up import up_cloud
 
-        up_cloud(changed_cloud_spec(found, given), yes=yes, json=json, command="redeploy")
+        spec = changed_cloud_spec(found, given)
+        up_cloud(spec, yes=yes, json=json, command="redeploy", lock=lock_file)
         return
     target = found
     spec = changed_spec(target, given)
@@ -57,6 +68,8 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
         seen = target.observe()
         if seen.life == "stopped" or seen.wanted_release is None:
             raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
+        if lock_file is not None:
+            spec = lock_file.settle(spec, asked_before(target, seen), fresh=False)
         release = change(target, spec, yes=yes, command="redeploy")
         if release is None:
             say(f"nothing to change: {target.name} is as asked")
@@ -64,6 +77,8 @@ def redeploy(given: Given, name_argument: NameArgument = None, yes: YesFlag = Fa
         seen = wait_ready(target, release or seen.wanted_release)
         text = functools.partial(changed_text, spec.name, release=seen.release)
         finish(target, seen, text=text, took_s=time.monotonic() - began, json=json)
+        if lock_file is not None:
+            lock_file.note(target)
 
 
 def changed_spec(target: LocalTarget | HostTarget, given: Given) -> DeploymentSpec:

@@ -10,6 +10,7 @@ import typer
 
 from provision.cli.doctor import explaining
 from provision.cli.host_options import HostIdentityOption, HostKeyOption, refuse_without_host
+from provision.cli.lock import LockOption, UpgradeFlag
 from provision.cli.names import NameArgument, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
@@ -31,26 +32,31 @@ def up(
     yes: YesFlag = False,
     host_key: HostKeyOption = None,
     identity: HostIdentityOption = None,
+    lock: LockOption = None,
+    upgrade: UpgradeFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Plan, start and prove a deployment; prints its endpoint and key.
 
     Safe to repeat: it takes up again what Ctrl-C left, says so when everything is up already, and changes a
     running deployment to what is asked for now, like redeploy. Without any option it takes up the existing
-    deployment as it is.
+    deployment as it is. With a deploy.yaml it builds what deploy.lock says, and writes down there what it has built.
     """
-    from provision.cli.deploy import change, finish, start, wait_ready
+    from provision.cli.deploy import asked_before, change, finish, start, wait_ready
+    from provision.cli.lock import open_lock
     from provision.cli.present import ready_text
+    from provision.config import find_file
     from provision.local import LocalTarget
     from provision.state import locked, open_state, this_command
 
     spec = wanted_spec(given, name_argument)
     refuse_without_host(spec, host_key, identity)
+    lock_file = open_lock(find_file(given.file), lock, upgrade=upgrade)
     if spec.is_cloud:
         from provision.cli.cloud_up import up_cloud
 
         refuse_local_name(spec)
-        up_cloud(spec, yes=yes, json=json)
+        up_cloud(spec, yes=yes, json=json, lock=lock_file)
         return
     refuse_cloud_name(spec)
     state = open_state(spec.name)
@@ -59,11 +65,13 @@ def up(
         from provision.cli.host_up import up_host
 
         with locked(state, this_command()):
-            up_host(spec, state, yes=yes, json=json, host_key=host_key, identity=identity)
+            up_host(spec, state, yes=yes, json=json, host_key=host_key, identity=identity, lock=lock_file)
         return
     target = LocalTarget(state)
     with locked(target.state, this_command()), explaining(target):
         seen = target.observe()
+        if lock_file is not None:
+            spec = lock_file.settle(spec, asked_before(target, seen), fresh=seen.life in ("stopped", "failed"))
         if seen.life == "failed":
             say(f"{spec.name} has failed ({seen.error}); it is started anew")
             target.stop()
@@ -80,6 +88,8 @@ def up(
         seen = wait_ready(target, release)
         text = functools.partial(ready_text, spec.name, model=spec.model)
         finish(target, seen, text=text, took_s=time.monotonic() - began, json=json)
+        if lock_file is not None:
+            lock_file.note(target)
 
 
 def wanted_spec(given: Given, name: str | None) -> DeploymentSpec:

@@ -24,6 +24,7 @@ import msgspec
 from runtime.agent.identity import make_pair
 from runtime.deployment import Deployment, decode_deployment, decode_keys
 from runtime.mailbox import (
+    BUILT,
     CURRENT,
     IDENTITY,
     KEYS,
@@ -32,6 +33,7 @@ from runtime.mailbox import (
     RELEASES,
     STATUS,
     BucketMailbox,
+    Built,
     Identity,
     ReleaseEntry,
     Status,
@@ -57,6 +59,7 @@ class ScriptedMachine(threading.Thread):
         self._served: str | None = None
         self._woken_at: int | None = None
         self.bad_lengths: set[int] = set()  # a max_model_len that this machine cannot load
+        self.built = Built(release="", torch="2.11.0+cu130", driver="580.95.05")  # what it says that it runs on
         self.requests: list[str] = []
         self._kept: dict[str, ReleaseEntry] = {}
         self._digests: list[str] = []  # of the keys that are let in now
@@ -108,6 +111,8 @@ class ScriptedMachine(threading.Thread):
             self._listen(mailbox, instance, deployment)
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         mailbox.put(f"{LOGS}engine.log", f"{stamp} {current.release} is loaded\n".encode())
+        built = msgspec.structs.replace(self.built, release=current.release)
+        mailbox.put(BUILT, msgspec.json.encode(built))
         self._report(mailbox, instance, current.release, "ready")
         self._served = current.release
         self._tell_releases(mailbox, deployment)

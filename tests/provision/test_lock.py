@@ -1,0 +1,194 @@
+"""deploy.lock: what it fills in, what it lets alone, and when it changes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from provision.config import resolve
+from provision.errors import UsageError
+from provision.lock import (
+    Lock,
+    Machine,
+    Model,
+    Packages,
+    Program,
+    at_commit,
+    differences,
+    encode_lock,
+    is_other_program,
+    merged,
+    opened,
+    outdated,
+    pinned,
+    planned,
+    read_lock,
+    upgraded,
+)
+from provision.spec import DeploymentSpec
+
+COMMIT, NEWER = "a" * 40, "b" * 40
+MODEL = "hf:Qwen/Qwen2.5-0.5B-Instruct"
+LOCK = Lock(
+    version=1,
+    deployctl=Program(version="0.1.0", wheel="1" * 64),
+    machine=Machine(
+        cloud="aws", region="eu-west-1", instance_type="g5.xlarge", image="ami-0123456789", driver="580.95.05"
+    ),
+    model=Model(source=MODEL, commit=COMMIT),
+    packages=Packages(torch="2.11.0+cu130"),
+)
+
+
+def spec(**values: object) -> DeploymentSpec:
+    asked = {"name": "chat", "cloud": "aws", "region": "eu-west-1", "model": MODEL, **values}
+    return resolve(asked, env={}).spec
+
+
+def build(lock: Lock, **parts: Machine | Model | Packages | Program) -> Lock:
+    return msgspec.structs.replace(lock, **parts)
+
+
+def test_the_file_is_the_same_for_the_same_lock_and_is_read_back() -> None:
+    data = encode_lock(LOCK)
+    assert data == encode_lock(read_lock(data, "deploy.lock"))
+    assert read_lock(data, "deploy.lock") == LOCK
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'{"version": 2}', "$.version"),
+        (encode_lock(LOCK).replace(b'"image"', b'"picture"'), "`picture` - at `$.machine`"),
+        (b"<<<<<<< HEAD", "malformed"),
+    ],
+)
+def test_a_file_that_is_not_understood_is_refused_with_the_place_and_a_way_out(data: bytes, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_lock(data, "deploy.lock")
+    assert says in (caught.value.why or "")
+    assert "--upgrade" in (caught.value.next_command or "")
+
+
+def test_what_the_spec_leaves_open_is_filled_in() -> None:
+    found = pinned(spec(), LOCK, None, MODEL)
+    assert (found.image, found.model, found.constraints) == ("ami-0123456789", f"{MODEL}@{COMMIT}", ("torch==2.11.0",))
+    assert found.api_model_name == spec().api_model_name
+
+
+def test_what_the_spec_says_itself_wins() -> None:
+    asked = spec(image="ami-mine", constraints="torch==2.12.0")
+    found = pinned(asked, LOCK, None, MODEL)
+    assert (found.image, found.constraints) == ("ami-mine", ("torch==2.12.0",))
+
+
+def test_another_model_is_not_pinned_to_the_commit_of_the_first_and_is_named() -> None:
+    asked = spec(model="hf:Qwen/Qwen2.5-1.5B-Instruct")
+    assert pinned(asked, LOCK, None, asked.model).model == asked.model
+    assert [str(item) for item in outdated(LOCK, asked, asked.model)] == [f"model: {MODEL} → {asked.model}"]
+
+
+@pytest.mark.parametrize("other", [{"region": "us-east-1"}, {"instance_type": "g6e.xlarge"}, {"cloud": "alicloud"}])
+def test_another_place_or_type_does_not_get_the_image(other: dict[str, str]) -> None:
+    asked = spec(**({"region": None, **other} if "cloud" in other else other))
+    assert pinned(asked, LOCK, None, asked.model).image is None
+    assert "machine" in [item.field for item in outdated(LOCK, asked, asked.model)]
+
+
+def test_this_machine_keeps_the_packages_that_it_has() -> None:
+    lock = build(LOCK, machine=Machine(cloud="local"))
+    found = pinned(spec(cloud="local", region=None), lock, None, MODEL)
+    assert (found.constraints, found.model) == ((), f"{MODEL}@{COMMIT}")
+
+
+def test_a_deployment_that_is_as_asked_is_not_changed_by_its_lock() -> None:
+    assert pinned(spec(), LOCK, spec(), MODEL) == spec()
+
+
+def test_a_deployment_that_was_built_from_the_lock_is_not_changed_by_it_again() -> None:
+    before = pinned(spec(), LOCK, None, MODEL)
+    assert pinned(spec(), LOCK, before, MODEL) == before
+
+
+def test_a_change_of_something_else_keeps_the_model_where_it_is() -> None:
+    found = pinned(spec(max_model_len=2048), LOCK, spec(), MODEL)
+    assert (found.model, found.max_model_len) == (f"{MODEL}@{COMMIT}", 2048)
+
+
+def test_what_was_filled_in_is_taken_out_of_a_stored_spec_and_nothing_else() -> None:
+    assert opened(pinned(spec(), LOCK, None, MODEL), LOCK) == spec()
+    own = spec(image="ami-mine", constraints="torch==2.12.0", model=f"{MODEL}@{NEWER}")
+    assert opened(own, LOCK) == own
+
+
+@pytest.mark.parametrize(
+    ("program", "other"),
+    [
+        (Program(version="0.1.0", wheel="1" * 64), False),
+        (Program(version="0.1.0", wheel="2" * 64), True),
+        (Program(version="0.1.0"), False),
+        (Program(version="0.2.0"), True),
+        (Program(version="unknown"), False),
+    ],
+)
+def test_another_deployctl_is_known_by_its_wheel_else_by_its_version(program: Program, other: bool) -> None:
+    assert is_other_program(LOCK, program) is other
+
+
+def test_an_upgrade_takes_the_newest_commit_and_leaves_the_rest_open() -> None:
+    before = pinned(spec(), LOCK, None, MODEL)
+    found = upgraded(spec(), LOCK, before, NEWER, MODEL)
+    assert (found.model, found.image, found.constraints) == (f"{MODEL}@{NEWER}", None, ())
+
+
+def test_an_upgrade_to_the_same_commit_changes_nothing_that_runs() -> None:
+    assert upgraded(spec(), LOCK, spec(), COMMIT, MODEL) == spec()
+
+
+def test_an_upgrade_shows_what_it_will_change_before_it_asks() -> None:
+    shown = [str(item) for item in planned(LOCK, Program(version="0.2.0", wheel="2" * 64), NEWER, MODEL, fresh=True)]
+    assert shown == [
+        "deployctl.version: 0.1.0 → 0.2.0",
+        f"deployctl.wheel: {'1' * 64} → {'2' * 64}",
+        f"model.commit: {COMMIT} → {NEWER}",
+        "machine.image: ami-0123456789 → the newest when the machine is made",
+        "packages.torch: 2.11.0+cu130 → the newest that this version runs on",
+    ]
+
+
+def test_an_upgrade_of_a_machine_that_exists_promises_no_other_image() -> None:
+    shown = planned(LOCK, LOCK.deployctl, None, MODEL, fresh=False)
+    assert [str(item) for item in shown] == [f"model.commit: {COMMIT} → the hub's newest (unknown here)"]
+
+
+def test_a_lock_stays_what_it_is_and_what_was_built_otherwise_is_told() -> None:
+    now = build(LOCK, machine=msgspec.structs.replace(LOCK.machine, driver="590.10.01"))
+    kept, otherwise = merged(LOCK, now, upgrade=False)
+    assert kept == LOCK
+    assert [str(item) for item in otherwise] == ["machine.driver: 580.95.05 → 590.10.01"]
+
+
+def test_with_upgrade_the_lock_says_what_was_built() -> None:
+    now = build(LOCK, packages=Packages(torch="2.12.0"), model=Model(source=MODEL, commit=NEWER))
+    kept, otherwise = merged(LOCK, now, upgrade=True)
+    assert (kept, otherwise) == (now, [])
+    assert [item.field for item in differences(LOCK, kept)] == ["model.commit", "packages.torch"]
+
+
+def test_a_part_that_the_spec_has_changed_is_renewed_without_being_asked() -> None:
+    now = build(LOCK, model=Model(source="hf:Qwen/Qwen2.5-1.5B-Instruct", commit=NEWER))
+    kept, otherwise = merged(LOCK, now, upgrade=False)
+    assert kept.model == now.model
+    assert otherwise == []
+
+
+def test_what_was_not_known_is_added_and_what_is_not_known_now_is_not_forgotten() -> None:
+    old = build(LOCK, packages=Packages())
+    now = build(LOCK, machine=msgspec.structs.replace(LOCK.machine, driver=None))
+    kept, otherwise = merged(old, now, upgrade=False)
+    assert (kept.packages.torch, kept.machine.driver, otherwise) == ("2.11.0+cu130", "580.95.05", [])
+
+
+def test_only_a_hubs_commit_can_be_asked_for_again() -> None:
+    assert at_commit(spec(model="demo", cloud="local", region=None), COMMIT) is None
+    assert at_commit(spec(), "files-0123") is None
