@@ -114,9 +114,10 @@ def queue_of(process: subprocess.Popen[str]) -> Queue[str]:
 
 
 def write_as_agent(made: HostJourney, text: str) -> None:
-    """A line in the journal that journald itself files under the agent's unit, because the writer is in its group."""
+    """A line in the journal that journald itself files under the agent's unit, because the writer is in its group; it
+    lives on for a moment, because journald looks at it after it has written."""
     group = "$(systemctl show --property=ControlGroup --value deployctl-agent.service)"
-    made.guest.run("sh", "-c", f'echo $$ > "/sys/fs/cgroup{group}/cgroup.procs"; exec logger "{text}"')
+    made.guest.run("sh", "-c", f'echo $$ > "/sys/fs/cgroup{group}/cgroup.procs"; (echo "{text}"; sleep 2) | logger')
 
 
 def a_tunnel_leads_to_the_endpoint(made: HostJourney) -> None:
