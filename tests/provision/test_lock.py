@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from provision.cli.lock import open_lock, other_program
 from provision.config import resolve
 from provision.errors import UsageError
 from provision.lock import (
@@ -25,6 +31,7 @@ from provision.lock import (
     read_lock,
     upgraded,
 )
+from provision.model_commit import newest_commit
 from provision.spec import DeploymentSpec
 
 COMMIT, NEWER = "a" * 40, "b" * 40
@@ -192,3 +199,62 @@ def test_what_was_not_known_is_added_and_what_is_not_known_now_is_not_forgotten(
 def test_only_a_hubs_commit_can_be_asked_for_again() -> None:
     assert at_commit(spec(model="demo", cloud="local", region=None), COMMIT) is None
     assert at_commit(spec(), "files-0123") is None
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Knows one branch of one model, as the hub's API answers."""
+
+    def do_GET(self) -> None:
+        known = self.path == "/api/models/org/name/revision/main"
+        body = json.dumps({"id": "org/name", "sha": NEWER} if known else {"error": "Revision Not Found"}).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def test_the_newest_commit_is_what_the_hub_says_and_unknown_where_it_does_not() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        here = {"cloud": "local", "region": None, "hub_endpoint": url}
+        found = [newest_commit(spec(model=name, **here)) for name in ("hf:org/name", "hf:org/name@v1")]
+        server.shutdown()
+    assert found == [NEWER, None]
+    assert newest_commit(spec(model="hf:org/name", **here)) is None  # nobody answers any more
+
+
+def test_the_refusal_of_another_version_names_what_to_install() -> None:
+    error = other_program(Path("deploy.lock"), LOCK.deployctl, Program(version="0.2.0", wheel="2" * 64))
+    assert error.next_command == "pip install deployctl==0.1.0, or deployctl up --upgrade"
+
+
+def test_upgrade_without_any_lock_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        open_lock(None, None, upgrade=True)
+    assert open_lock(None, None) is None
+
+
+def test_the_lock_file_stands_beside_the_spec_file(tmp_path: Path) -> None:
+    found = open_lock(tmp_path / "deploy.yaml", None)
+    assert found is not None
+    assert (found.path, found.held) == (tmp_path / "deploy.lock", None)
+
+
+def test_a_damaged_lock_file_is_written_anew_by_upgrade_only(tmp_path: Path) -> None:
+    (tmp_path / "deploy.lock").write_text("<<<<<<< HEAD")
+    with pytest.raises(UsageError):
+        open_lock(tmp_path / "deploy.yaml", None)
+    found = open_lock(tmp_path / "deploy.yaml", None, upgrade=True)
+    assert found is not None
+    assert found.held is None
+
+
+def test_a_model_folder_is_named_as_seen_from_the_lock_file(tmp_path: Path) -> None:
+    found = open_lock(tmp_path / "deploy.yaml", None)
+    assert found is not None
+    here = spec(cloud="local", region=None, model=str(tmp_path / "models/mine"))
+    assert found.source(here) == "models/mine"
