@@ -99,7 +99,7 @@ def connect(login: Login) -> Remote:
                 sock=paramiko.ProxyCommand(shlex.join(login.proxy)) if login.proxy else None,
                 disabled_algorithms={"keys": _without([login.host_key.split()[0]])},
             )
-        except BaseException:
+        except Exception:
             client.close()
             raise
     transport = client.get_transport()
@@ -159,8 +159,10 @@ class Remote:
     def __enter__(self) -> Remote:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # An orderly end waits for the other side; whoever presses Ctrl-C does not, and the process's end closes it too.
+        if kind is not KeyboardInterrupt:
+            self.close()
 
     def close(self) -> None:
         self._client.close()
@@ -236,8 +238,12 @@ class Remote:
             try:
                 channel.exec_command(command)
                 yield channel
-            finally:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 channel.close()
+                raise
+            channel.close()
 
     @functools.cached_property
     def files(self) -> Files:
