@@ -13,6 +13,7 @@ import pytest
 from provision.cli.lock import open_lock, other_program
 from provision.config import resolve
 from provision.errors import UsageError
+from provision.host import HostTarget
 from provision.lock import (
     Lock,
     Machine,
@@ -33,6 +34,10 @@ from provision.lock import (
 )
 from provision.model_commit import newest_commit
 from provision.spec import DeploymentSpec
+from provision.state import LocalState
+from provision.target import Observation
+from runtime.mailbox import Built
+from tests.lab.small_wheel import make_small_wheel
 
 COMMIT, NEWER = "a" * 40, "b" * 40
 MODEL = "hf:Qwen/Qwen2.5-0.5B-Instruct"
@@ -258,3 +263,45 @@ def test_a_model_folder_is_named_as_seen_from_the_lock_file(tmp_path: Path) -> N
     assert found is not None
     here = spec(cloud="local", region=None, model=str(tmp_path / "models/mine"))
     assert found.source(here) == "models/mine"
+
+
+class Host(HostTarget):
+    """A machine that has said what it runs on; the connection is tested elsewhere."""
+
+    def get(self, key: str) -> bytes | None:
+        return msgspec.json.encode(Built(release="r1", torch="2.11.0+cu126", driver="580.95.05"))
+
+    def observe(self) -> Observation:
+        return Observation(self.name, "host", "ready", release="r1")
+
+
+def test_a_host_is_locked_to_wheel_driver_and_torch_but_to_no_image(tmp_path: Path) -> None:
+    target = Host(LocalState("chat", tmp_path / "chat"))
+    wheel = str(make_small_wheel(tmp_path))
+    asked = spec(cloud="host", region=None, host="ops@203.0.113.10", runtime_wheel=wheel)
+    first = open_lock(tmp_path / "deploy.yaml", None)
+    assert first is not None
+    assert first.settle(asked, None, fresh=True) == asked
+    first.note(target)
+    again = open_lock(tmp_path / "deploy.yaml", None)
+    assert again is not None
+    assert again.held is not None
+    assert again.held.machine == Machine(cloud="host", driver="580.95.05")
+    assert again.settle(asked, None, fresh=True).constraints == ("torch==2.11.0",)
+    (elsewhere := tmp_path / "other").mkdir()
+    other = asked.model_copy(update={"runtime_wheel": str(make_small_wheel(elsewhere, b"newer"))})
+    with pytest.raises(UsageError, match="another wheel"):
+        again.settle(other, None, fresh=True)
+
+
+def test_without_word_from_the_machine_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Silent(Host):
+        def get(self, key: str) -> bytes | None:
+            return None
+
+    found = open_lock(tmp_path / "deploy.yaml", None)
+    assert found is not None
+    found.settle(spec(cloud="local", region=None), None, fresh=True)
+    found.note(Silent(LocalState("chat", tmp_path / "chat")))
+    assert not (tmp_path / "deploy.lock").exists()
+    assert "does not say what it runs on" in capsys.readouterr().err
