@@ -112,7 +112,7 @@ def update(target: CloudTarget, spec: DeploymentSpec) -> Result:
         ) from None
 
 
-def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:
+def preview_cloud(spec: DeploymentSpec, *, json: bool, lock: LockFile | None = None) -> None:
     """What `up` would do, with the preflight. Buys nothing, and leaves stack and config as they were."""
     check_parts(spec.cloud)
     show_plan(spec)
@@ -121,7 +121,10 @@ def preview_cloud(spec: DeploymentSpec, *, json: bool) -> None:
     known = existing(project, spec.name)
     old = known.spec() if known else None
     spec = with_mailbox(with_caller(anchored(spec), old), old, known)
-    if known is not None and known.is_there():
+    is_there = known is not None and known.is_there()
+    if lock is not None:
+        spec = lock.settle(spec, old if is_there else None, fresh=not is_there)
+    if is_there:
         refuse_fixed(old, spec)
     target = known or CloudTarget(project.open_or_create(spec.name))
     try:

@@ -102,6 +102,13 @@ def test_a_deployment_from_the_lock_is_up_already(project: Project, again: Any) 
     assert "nothing changed" in project.up()
 
 
+def test_preview_holds_to_the_lock_too(project: Project, again: Any) -> None:
+    words = [*project.laptop.words, "--file", "deploy.yaml", "--port", str(project.port), "--json"]
+    done = project.laptop.run("preview", "chat", *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["same"]
+
+
 def test_another_wheel_than_the_locks_is_refused_before_anything_is_made(project: Project, first: Any) -> None:
     other = project.laptop.home / "other.lock"
     other.write_text(project.lock.read_text().replace(first["deployctl"]["wheel"], "0" * 64))
