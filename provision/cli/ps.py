@@ -108,6 +108,8 @@ def time_left(end: End, now: float) -> str:
 
 def orphan_text(strays: tuple[Orphan, ...], answer: Everywhere, now: float, *, sure: bool) -> str:
     """`sure`: all that this user's backend knows is known, so that what is listed belongs to none of it."""
+    if answer.regions == 0:
+        return "no cloud could be searched"
     if not strays:
         whole = "" if not answer.unasked else ", as far as they could be asked"
         return f"no orphans in {answer.regions} regions{whole}"
@@ -137,7 +139,7 @@ def unasked_lines(unasked: Iterable[Unasked]) -> list[str]:
     """One line per cloud and reason, however many regions gave it."""
     places: dict[tuple[str, str], list[str]] = {}
     for item in unasked:
-        where = places.setdefault((item.cloud, item.reason), [])
+        where = places.setdefault((item.cloud, item.reason.partition("\n")[0]), [])
         if item.region is not None:
             where.append(f"{item.region} ({item.kind})")
     return [

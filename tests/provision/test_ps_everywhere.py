@@ -64,6 +64,15 @@ def test_questions_without_an_answer_forbid_saying_that_there_are_no_orphans() -
     assert ps_command.unasked_lines(silent.unasked) == [f"not searched: aws {HERE} (instance): throttled"]
 
 
+def test_without_a_single_region_nothing_is_said_about_orphans() -> None:
+    assert ps_command.orphan_text((), Everywhere(0, (), ()), 0.0, sure=True) == "no cloud could be searched"
+
+
+def test_a_reason_of_many_lines_is_told_in_one() -> None:
+    silent = [Unasked("alicloud", None, None, "no credentials\nsee the manual")]
+    assert ps_command.unasked_lines(silent) == ["not searched: alicloud: no credentials"]
+
+
 def test_an_orphan_is_not_called_one_while_a_stack_cannot_be_read() -> None:
     strays = orphans([MACHINE], lambda *_: False)
     text = ps_command.orphan_text(strays, Everywhere(1, (MACHINE,), ()), 150.0, sure=False)
