@@ -79,7 +79,7 @@ class Exports(msgspec.Struct, frozen=True):
     disk_gib: int | None = None
     made_at: int | None = None
     stopped: bool = False
-    woken_at: int | None = None
+    woken_at: int = 0
     keys: str | None = None
     key_round: int | None = None
 
@@ -122,7 +122,7 @@ class CloudTarget:
         return dataclasses.replace(
             settings,
             stopped=exports.stopped,
-            woken_at=exports.woken_at,
+            woken_at=exports.woken_at or None,
             keys=read_keys(exports.keys),
             key_round=exports.key_round,
         )
@@ -210,7 +210,7 @@ class CloudTarget:
     def status(self) -> Status | None:
         """What this instance reported last since it was switched on; None before its first word. Raises BucketError."""
         exports, status = self.exports, _decoded(self.mailbox.get(STATUS), decode_status)
-        if status is None or status.instance_id != exports.instance_id or status.updated_at < (exports.woken_at or 0):
+        if status is None or status.instance_id != exports.instance_id or status.updated_at < exports.woken_at:
             return None
         return status
 

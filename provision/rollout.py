@@ -102,7 +102,7 @@ def is_asleep(target: CloudTarget, now: float) -> bool:
     exports = target.exports
     if exports.instance_id is None or (exports.expires_at is not None and exports.expires_at <= now):
         return False
-    return exports.stopped or target.observe().life == "stopped"
+    return exports.stopped or (exports.mailbox is not None and target.observe().life == "stopped")
 
 
 def write_config(target: CloudTarget, spec: DeploymentSpec, settings: StackSettings) -> None:

@@ -46,12 +46,12 @@ class StackSettings:
     """None = not decided yet: the program takes the first candidate, and counts the TTL from its first run."""
 
     expires_at: int | None = None
-    stopped: bool = False
-    woken_at: int | None = None
     placement: Placement | None = None
     weights_disk: str | None = None
     keys: tuple[ApiKey, ...] = ()
     key_round: int = 0
+    stopped: bool = False
+    woken_at: int | None = None
 
     def as_config(self) -> dict[str, str]:
         """Config keys and values of what is decided."""

@@ -108,7 +108,7 @@ class AwsGpuVm(GpuVm):
             made_at=note_birth(spec, instance.id, self),
             expires_at=expires_at,
             stopped=pulumi.Output.from_input(args.settings.stopped),
-            woken_at=pulumi.Output.from_input(args.settings.woken_at),
+            woken_at=pulumi.Output.from_input(args.settings.woken_at or 0),
             keys=pulumi.Output.from_input(keys_text(args.settings.keys)),
             key_round=pulumi.Output.from_input(args.settings.key_round),
         )

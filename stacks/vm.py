@@ -56,7 +56,7 @@ class GpuVmOutputs:
     made_at: pulumi.Output[int]  # seconds since the epoch
     expires_at: pulumi.Output[int | None]  # seconds since the epoch
     stopped: pulumi.Output[bool]  # switched off, so that computing is not billed
-    woken_at: pulumi.Output[int | None]  # seconds since the epoch; None = never stopped
+    woken_at: pulumi.Output[int]  # seconds since the epoch; 0 = never stopped
     keys: pulumi.Output[str]  # the keys beside api_key, by their SHA-256, in JSON
     key_round: pulumi.Output[int]  # how often api_key was made anew
 

@@ -87,10 +87,11 @@ def reference(model_folder: Path, prompts: list[str]) -> list[str]:
     return texts
 
 
-def test_ten_answers_equal_those_of_transformers(home: Home, client: OpenAI) -> None:
+@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_answers_equal_those_of_transformers(home: Home, client: OpenAI, count: int) -> None:
     seed = random.SystemRandom().randrange(2**32)
     chosen = random.Random(seed)
-    prompts = [chosen.choice(TASKS).format(chosen.choice(SUBJECTS)) for _ in range(10)]
+    prompts = [chosen.choice(TASKS).format(chosen.choice(SUBJECTS)) for _ in range(count)]
     weights = home.state(NAME) / "machine" / "current" / "weights.json"
     folder = Path(msgspec.json.decode(weights.read_bytes(), type=Weights).path)
     for prompt, expected in zip(prompts, reference(folder, prompts), strict=True):

@@ -104,12 +104,19 @@ def test_nobody_reads_without_a_signature(store: ObjectStore) -> None:
     assert httpx.get(url_of(store)).status_code == 403
 
 
+def poll(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_bytes_that_were_served_twice_are_counted(store: ObjectStore) -> None:
     store.put(BUCKET, KEY, bytes(100))
     url = url_of(store)
     for asked in ("bytes=0-49", "bytes=40-59", "bytes=60-99"):
         httpx.get(url, headers={**s3_headers(url), "Range": asked})
-    assert store.bytes_served(BUCKET, KEY) == 110
+    poll(lambda: store.bytes_served(BUCKET, KEY) == 110)  # a body counts once it was sent, a moment after it has come
     assert store.served_again(BUCKET, KEY) == 10
 
 

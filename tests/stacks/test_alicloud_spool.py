@@ -67,6 +67,7 @@ def test_the_release_reaches_the_machines_spool_and_no_bucket_is_made(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_change_reaches_the_machine_that_runs_and_only_what_changed_is_sent(
     stack: AlicloudStack, api: AlicloudApi, spool: FolderMailbox
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_machine_that_cannot_be_filled_fails_the_update_with_the_missing_right
     stack.up()
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_destroy_empties_the_account(stack: AlicloudStack) -> None:
     stack.up()

@@ -92,7 +92,7 @@ def test_metadata_takes_tokens_only_and_stays_on_the_machine(made: Run) -> None:
 
 def test_the_system_disk_is_encrypted_and_as_large_as_planned(made: Run) -> None:
     disk = made.one(INSTANCE).values["rootBlockDevice"]
-    assert (disk["encrypted"], disk["volumeType"], disk["volumeSize"]) == (True, "gp3", 110)
+    assert (disk["encrypted"], disk["volumeType"], disk["volumeSize"]) == (True, "gp3", 120)
 
 
 def test_every_zone_that_sells_the_type_has_a_subnet(stack: AwsStack, made: Run) -> None:

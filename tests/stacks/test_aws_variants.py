@@ -98,6 +98,7 @@ def test_intranet_without_a_way_out_still_reaches_its_mailbox(intranet: AwsStack
     assert planned.one("aws:ec2/vpcEndpoint:VpcEndpoint").values["serviceName"] == f"com.amazonaws.{REGION}.s3"
 
 
+@pytest.mark.slow
 def test_a_model_in_a_bucket_may_be_read_and_nothing_beside_it(stack: AwsStack, bucket_of_a_model: str) -> None:
     stack.configure(model=bucket_of_a_model)
     made = stack.up()
@@ -136,6 +137,7 @@ def test_spot_is_bought_once_and_needs_no_shutdown_behaviour(stack: AwsStack) ->
     assert "instanceInitiatedShutdownBehavior" not in machine
 
 
+@pytest.mark.slow
 def test_a_reservation_is_named_to_the_cloud(stack: AwsStack) -> None:
     stack.configure(capacity_reservation="cr-0a1b2c3d")
     machine = stack.preview().one(INSTANCE).values
@@ -143,6 +145,7 @@ def test_a_reservation_is_named_to_the_cloud(stack: AwsStack) -> None:
     assert target == {"capacityReservationId": "cr-0a1b2c3d"}
 
 
+@pytest.mark.slow
 def test_the_weights_disk_is_marked_and_outlives_the_machine_that_uses_it(stack: AwsStack) -> None:
     stack.configure(weights_disk_gib="200")
     planned = stack.preview()
@@ -154,6 +157,7 @@ def test_the_weights_disk_is_marked_and_outlives_the_machine_that_uses_it(stack:
     assert planned.one("aws:ec2/volumeAttachment:VolumeAttachment").values["skipDestroy"] is True
 
 
+@pytest.mark.slow
 def test_a_disk_that_was_kept_is_attached_again(stack: AwsStack) -> None:
     disk = stack.ec2.create_volume(AvailabilityZone="eu-west-1a", Size=200)["VolumeId"]
     stack.configure(weights_disk_gib="200", weights_disk=disk)
@@ -164,6 +168,7 @@ def test_a_disk_that_was_kept_is_attached_again(stack: AwsStack) -> None:
     assert stack.ec2.describe_volumes(VolumeIds=[disk])["Volumes"][0]["State"] == "available"
 
 
+@pytest.mark.slow
 def test_without_an_end_there_is_no_timer_but_a_warning_with_the_price(stack: AwsStack) -> None:
     stack.configure(ttl="0")
     planned = stack.preview()
@@ -173,6 +178,7 @@ def test_without_an_end_there_is_no_timer_but_a_warning_with_the_price(stack: Aw
     assert "$1.88 per hour" in warning
 
 
+@pytest.mark.slow
 def test_a_machine_that_switches_itself_off_at_its_end_is_deleted(stack: AwsStack) -> None:
     assert stack.preview().one(INSTANCE).values["instanceInitiatedShutdownBehavior"] == "terminate"
 
@@ -184,6 +190,7 @@ def test_an_end_that_has_passed_is_refused_before_anything_is_made(stack: AwsSta
     assert "pulumi config set deployctl:expires_at" in said
 
 
+@pytest.mark.slow
 def test_a_public_certificate_opens_the_port_of_its_authority_and_says_so(stack: AwsStack) -> None:
     stack.configure(tls="acme", domain="llm.example.org")
     planned = stack.preview()
@@ -193,6 +200,7 @@ def test_a_public_certificate_opens_the_port_of_its_authority_and_says_so(stack:
     assert any("opens port 80 to everybody" in text for text in planned.messages("WARNING"))
 
 
+@pytest.mark.slow
 def test_the_users_ssh_key_is_taken_and_none_is_made(stack: AwsStack) -> None:
     stack.configure(ssh_public_key=PUBLIC_KEY)
     planned = stack.preview()
@@ -214,6 +222,7 @@ def test_a_hub_token_travels_as_a_secret_of_the_mailbox_alone(stack: AwsStack) -
     assert holders == [f"{NAME}-hub-token"]
 
 
+@pytest.mark.slow
 def test_an_own_certificate_travels_as_a_secret_of_the_mailbox(stack: AwsStack, tmp_path: Path) -> None:
     (tmp_path / "chain.pem").write_text("CHAIN")
     (tmp_path / "key.pem").write_text("KEY")
@@ -230,6 +239,7 @@ def test_the_users_tags_reach_everything(stack: AwsStack) -> None:
     assert found == {"Name": "deployctl-chat", "deployctl": NAME, "team": "search"}
 
 
+@pytest.mark.slow
 def test_objects_carry_no_tags_because_ten_are_the_most(stack: AwsStack) -> None:
     stack.configure(tags=",".join(f"t{number}=x" for number in range(12)))
     made = stack.up()

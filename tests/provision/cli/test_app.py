@@ -64,8 +64,10 @@ def test_help_comes_within_its_time() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_json(name: str) -> None:
-    assert deployctl(name, "--help").returncode == 0
     command = load(name)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"], prog_name=f"deployctl {name}")
+    assert ended.value.code == 0
     leaves = list(command.commands.values()) if hasattr(command, "commands") else [command]
     for leaf in leaves:
         assert "--json" in {option for parameter in leaf.params for option in parameter.opts}

@@ -66,7 +66,13 @@ def test_sigterm_leaves_no_process_socket_record_or_port(machine: Machine) -> No
     machine.wait_ready("r1")
     assert machine.stop() == 0
     assert machine.processes() == []
-    assert sorted(path.name for path in machine.state.iterdir()) == ["current", "fingerprints.json", "logs", "releases"]
+    assert sorted(path.name for path in machine.state.iterdir()) == [
+        "current",
+        "fingerprints.json",
+        "last-request",
+        "logs",
+        "releases",
+    ]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((record.host, record.port))
