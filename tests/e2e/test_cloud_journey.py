@@ -161,6 +161,7 @@ def test_no_secret_stands_in_user_data_arguments_logs_or_on_the_disk(ready: Jour
         assert holders.stdout == "", what
 
 
+@pytest.mark.slow
 def test_a_power_cut_of_a_ready_machine_heals_without_another_download(ready: Journey) -> None:
     before = {key: ready.store.bytes_served(MODELS, key) for key in ready.store.keys(MODELS)}
     packages = list(ready.index.fetched)

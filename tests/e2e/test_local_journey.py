@@ -283,6 +283,7 @@ def test_a_redeploy_to_a_broken_model_goes_back_and_says_why(home: Home, client:
     assert home.json("status", NAME)["error"] is None or "failed" in home.json("status", NAME)["error"]
 
 
+@pytest.mark.slow
 def test_two_deployments_live_side_by_side_and_down_leaves_nothing_of_one(home: Home, client: OpenAI) -> None:
     second = free_port()
     home.run("up", "second", "--model", "demo", "--port", str(second), "--kv-cache-gib", "0.25", "--yes")

@@ -69,6 +69,7 @@ def test_intranet_has_two_ways_to_a_shell(intranet: AwsStack) -> None:
     assert ssm.values["policyArn"].endswith("AmazonSSMManagedInstanceCore")
 
 
+@pytest.mark.slow
 def test_intranet_reaches_the_internet_through_a_gateway_only_one_way(intranet: AwsStack) -> None:
     planned = intranet.preview()
     machines = planned.one("aws:ec2/route:Route", f"{NAME}-machines")
@@ -91,6 +92,7 @@ def bucket_of_a_model(stack: AwsStack, monkeypatch: pytest.MonkeyPatch) -> Itera
     server.stop()
 
 
+@pytest.mark.slow
 def test_intranet_without_a_way_out_still_reaches_its_mailbox(intranet: AwsStack, bucket_of_a_model: str) -> None:
     intranet.configure(egress="none", model=bucket_of_a_model)
     planned = intranet.preview()

@@ -51,6 +51,7 @@ def test_on_aws_a_stop_switches_off_the_machine_and_touches_nothing_else(aws: Aw
     aws.destroy()
 
 
+@pytest.mark.slow
 def test_on_aws_a_machine_that_stopped_itself_is_woken_each_time(aws: AwsStack) -> None:
     aws.up()
     for woken_at in ("1790000000", "1790003600"):
