@@ -268,6 +268,7 @@ def test_a_redeploy_that_changes_nothing_says_so(home: Home, port: int) -> None:
     assert home.json("status", NAME)["release"] == release
 
 
+@pytest.mark.slow
 def test_a_redeploy_to_a_broken_model_goes_back_and_says_why(home: Home, client: OpenAI, tmp_path: Path) -> None:
     weights = home.state(NAME) / "machine" / "current" / "weights.json"
     good = Path(msgspec.json.decode(weights.read_bytes(), type=Weights).path)

@@ -300,6 +300,7 @@ def test_an_account_without_the_deployment_has_nothing_left(cloud: Garden) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_a_planted_orphan_is_found_and_deleted(cloud: Garden, kind: str) -> None:
     planted = cloud.plant(kind)
     search = AwsSearch(REGION, NAME)
