@@ -35,7 +35,8 @@ def main() -> None:
     with socket.socket() as probe:
         require(probe.connect_ex((address.hostname, address.port)) != 0, f"port {address.port} still answers")
     state = Path(os.environ["XDG_STATE_HOME"]) / "deployctl"
-    left = [str(path) for path in state.rglob("*")] if state.exists() else []
+    # Who did what stays (docs/safety.md); of the deployment itself nothing does.
+    left = [str(path) for path in state.rglob("*") if path.name != ".audit.log"] if state.exists() else []
     require(not left, f"state is left: {left}")
     require(not (running := processes_naming(str(state))), f"processes are left: {running}")
     print("nothing is left: no process, no port, no state")
