@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from server_process import KEY, RELEASE, Server
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|im_end|>"
+LITELLM = ("litellm>=1.100,<2", "mcp")  # its calls with tools import mcp, which it does not require
 _TEMPLATE = (
     "{% for message in messages %}\n"
     "    {%- if loop.last and message.role == 'assistant' %}\n"
@@ -114,3 +118,16 @@ def reply(server: Server, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
         return server.engine.reply
 
     return set_reply
+
+
+@pytest.fixture(scope="session")
+def litellm_python() -> Path:
+    """The interpreter of LiteLLM's own environment, made at its first use: it pins another `openai` than ours."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "deployctl-tests" / f"litellm-py{sys.version_info.major}.{sys.version_info.minor}"
+    interpreter, done = folder / "bin" / "python", folder / "done"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *LITELLM], check=True)
+        done.touch()
+    return interpreter

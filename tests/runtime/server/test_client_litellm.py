@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,15 @@ from server_process import KEY, MODEL, Server
 from tool_model import write_tool_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-REQUIREMENTS = ("litellm>=1.100,<2", "mcp")  # its calls with tools import mcp, which it does not require
 PROGRAM = Path(__file__).with_name("litellm_program.py")
 
 
 @pytest.fixture(scope="module")
-def python() -> Path:
-    """The interpreter of LiteLLM's environment, made at its first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "deployctl-tests" / f"litellm-py{sys.version_info.major}.{sys.version_info.minor}"
-    interpreter, done = folder / "bin" / "python", folder / "done"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        done.touch()
-    return interpreter
-
-
-@pytest.fixture(scope="module")
 def found(
-    python: Path, make_server: Callable[..., Server], model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    litellm_python: Path,
+    make_server: Callable[..., Server],
+    model_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Any:
     """What the program saw of a server whose engine always says the same."""
     server = make_server(weights=False)
@@ -48,7 +36,7 @@ def found(
     server.wait_healthy()
     server.engine.reply = [*range(40, 60)]
     done = subprocess.run(
-        [python, PROGRAM, server.url, KEY, MODEL],
+        [litellm_python, PROGRAM, server.url, KEY, MODEL],
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": ""},
         capture_output=True,
         text=True,

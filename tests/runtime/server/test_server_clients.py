@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -23,13 +22,7 @@ from runtime.agent.identity import Keeper
 from runtime.agent.serving import probe_health
 
 ANSWER = "the quick brown fox"
-INSTALLED = [
-    pytest.param("curl"),
-    *(
-        pytest.param(client, marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"no {module}"))
-        for client, module in (("openai", "openai"), ("langchain", "langchain_openai"), ("litellm", "litellm"))
-    ),
-]
+PROGRAMS = ["curl", "openai", "langchain", pytest.param("litellm", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +48,22 @@ def shared_server(make_server: Callable[..., Server], keeper: Keeper) -> Server:
     return server
 
 
-@pytest.mark.parametrize("client", INSTALLED)
+@pytest.mark.parametrize("client", PROGRAMS)
 def test_the_program_asks_the_endpoint_and_prints_its_answer(
     client: str,
     server: Server,
     keeper: Keeper,
     reply: Callable[[str], list[int]],
     tmp_path: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    python = request.getfixturevalue("litellm_python") if client == "litellm" else sys.executable
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     reply(ANSWER)
     access = Access(f"{server.url}/v1", KEY, MODEL, 256, keeper.certificate_file.read_text())
     guide = GUIDES[client](endpoint_of("chat", access, show_key=False))
-    argv = [sys.executable, "-c", guide.text] if guide.language == "python" else ["sh", "-c", guide.text]
+    argv = [python, "-c", guide.text] if guide.language == "python" else ["sh", "-c", guide.text]
     done = subprocess.run(
         argv, env={**os.environ, "OPENAI_API_KEY": KEY}, capture_output=True, text=True, timeout=120, check=False
     )
