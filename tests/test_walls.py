@@ -22,6 +22,7 @@ SHARED = (
     "runtime.bucket",
     "runtime.s3",
     "runtime.oss",
+    "runtime.alicloud_api",
     "runtime.alicloud_credentials",
     "runtime.model_files",
     "runtime.vm",

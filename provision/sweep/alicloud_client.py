@@ -1,8 +1,7 @@
-"""Alibaba Cloud's RPC APIs (ECS, VPC, RAM) through its core SDK's generic call: pages, retries, and errors by meaning.
+"""Alibaba Cloud's RPC APIs (ECS, VPC, RAM) over `runtime.alicloud_api`: pages, retries, and errors by meaning.
 
-One small package in place of one generated package per product; field names were held against those packages
-(alibabacloud_ecs20140526 7.11, alibabacloud_vpc20160428 7.2, alibabacloud_ram20150501 1.3). Not yet run on a real
-cloud.
+Field names were held against the products' own packages (alibabacloud_ecs20140526 7.11, alibabacloud_vpc20160428 7.2,
+alibabacloud_ram20150501 1.3). Not yet run on a real cloud.
 """
 
 from __future__ import annotations
@@ -10,14 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-from alibabacloud_tea_openapi.client import Client
-from alibabacloud_tea_openapi.exceptions import AlibabaCloudException
-from alibabacloud_tea_openapi.models import Config, OpenApiRequest, Params
-from darabonba.exceptions import DaraException, UnretryableException
-from darabonba.runtime import RuntimeOptions
-
+from runtime.alicloud_api import NoAnswerError, RefusedError, call_rpc
 from runtime.alicloud_credentials import CredentialsError, KeyChain
 
 Product = Literal["ecs", "vpc", "ram"]
@@ -28,8 +21,6 @@ VERSIONS: dict[Product, str] = {"ecs": "2014-05-26", "vpc": "2016-04-28", "ram":
 PAGE_SIZE = 50  # the most that VPC allows
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.5
-CONNECT_TIMEOUT_MS = 10_000
-READ_TIMEOUT_MS = 30_000
 DENIED = ("Forbidden", "NoPermission", "NotAuthorized", "ImplicitDeny")
 NO_KEY = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurityToken", "IncompleteSignature")
 THROTTLED = ("Throttling", "ServiceUnavailable")
@@ -58,28 +49,16 @@ class AlicloudClient:
 
     def call(self, product: Product, action: str, arguments: Mapping[str, str]) -> Json:
         """One answer. Throttled calls are repeated. Raises ApiError."""
-        params = Params(
-            action=action,
-            version=VERSIONS[product],
-            protocol="HTTPS",
-            pathname="/",
-            method="POST",
-            auth_type="AK",
-            style="RPC",
-            req_body_type="formData",
-            body_type="json",
-        )
+        url = endpoint_of(product, self.region, self._env)
         region = {} if product == "ram" else {"RegionId": self.region}
         for attempt in range(ATTEMPTS):
             try:
-                request = OpenApiRequest(query={**region, **arguments})
-                answer: dict[str, Any] = self._client(product).call_api(params, request, RuntimeOptions())["body"]
-                return answer
+                return call_rpc(self.keys.find(), url, VERSIONS[product], action, {**region, **arguments})
             except CredentialsError as error:
                 raise ApiError("NoCredentials", str(error), "credentials") from error
-            except AlibabaCloudException as error:
-                refused = _api_error(str(error.code), str(error.message), f"{product}:{action}")
-            except (DaraException, UnretryableException, OSError) as error:
+            except RefusedError as error:
+                refused = _api_error(error.code, error.message, f"{product}:{action}")
+            except NoAnswerError as error:
                 refused = ApiError("NoAnswer", str(error), "throttled")
             if refused.meaning != "throttled":
                 break
@@ -111,20 +90,6 @@ class AlicloudClient:
             if not answer.get("IsTruncated"):
                 return
             marker = {"Marker": answer["Marker"]}
-
-    def _client(self, product: Product) -> Client:
-        key = self.keys.find()
-        address = urlsplit(endpoint_of(product, self.region, self._env))
-        config = Config(
-            access_key_id=key.id,
-            access_key_secret=key.secret,
-            security_token=key.token,
-            endpoint=address.netloc,
-            protocol=address.scheme.upper(),
-            connect_timeout=CONNECT_TIMEOUT_MS,
-            read_timeout=READ_TIMEOUT_MS,
-        )
-        return Client(config)
 
 
 def endpoint_of(product: Product, region: str, env: Mapping[str, str]) -> str:

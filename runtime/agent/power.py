@@ -51,37 +51,11 @@ def _stop_on_aws(region: str, instance_id: str) -> None:
 
 
 def _stop_on_alicloud(region: str, instance_id: str, env: Mapping[str, str]) -> None:
-    from alibabacloud_tea_openapi.client import Client
-    from alibabacloud_tea_openapi.exceptions import AlibabaCloudException
-    from alibabacloud_tea_openapi.models import Config, OpenApiRequest, Params
-    from darabonba.exceptions import DaraException, UnretryableException
-    from darabonba.runtime import RuntimeOptions
+    from runtime.alicloud_api import NoAnswerError, RefusedError, call_rpc
 
-    scheme, _, address = ecs_endpoint(region, env).partition("://")
-    call = Params(
-        action="StopInstance",
-        version=ECS_VERSION,
-        protocol=scheme.upper(),
-        pathname="/",
-        method="POST",
-        auth_type="AK",
-        style="RPC",
-        req_body_type="formData",
-        body_type="json",
-    )
+    # Without the mode, the account's default decides, and that is to keep charging.
+    order = {"RegionId": region, "InstanceId": instance_id, "StoppedMode": "StopCharging"}
     try:
-        key = KeyChain(env).find()
-        config = Config(
-            access_key_id=key.id,
-            access_key_secret=key.secret,
-            security_token=key.token,
-            endpoint=address,
-            protocol=scheme.upper(),
-            connect_timeout=CONNECT_TIMEOUT_S * 1000,
-            read_timeout=READ_TIMEOUT_S * 1000,
-        )
-        # Without the mode, the account's default decides, and that is to keep charging.
-        order = {"RegionId": region, "InstanceId": instance_id, "StoppedMode": "StopCharging"}
-        Client(config).call_api(call, OpenApiRequest(query=order), RuntimeOptions())
-    except (CredentialsError, AlibabaCloudException, DaraException, UnretryableException, OSError) as error:
+        call_rpc(KeyChain(env).find(), ecs_endpoint(region, env), ECS_VERSION, "StopInstance", order)
+    except (CredentialsError, RefusedError, NoAnswerError) as error:
         raise PowerError(f"ECS did not stop {instance_id}: {error}") from error

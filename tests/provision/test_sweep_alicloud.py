@@ -273,8 +273,8 @@ def test_an_api_is_asked_where_it_is(product: str, region: str, url: str) -> Non
 
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("alicloud", "alicloud_client"):
-        monkeypatch.delitem(sys.modules, f"provision.sweep.{name}")
+    for name in ("provision.sweep.alicloud", "provision.sweep.alicloud_client", "runtime.alicloud_api"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "alibabacloud_tea_openapi.client", None)
     with pytest.raises(MissingPartError) as caught:
         open_search("alicloud", REGION, NAME)
