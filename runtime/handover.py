@@ -1,4 +1,4 @@
-"""How one server follows another on the same socket, and what the agent tells the server meanwhile.
+"""How one server follows another on the same socket, and the files in which agent and server tell each other things.
 
     old server  accepts ──────────┐ SIGUSR1: accepts no more, lets its requests end, ends itself
     new server          imports ──┴► accepts, holds ─────────────────────────► answers
@@ -6,6 +6,7 @@
 
 `<run>/handover.json` (agent → server): while it names a server's release and says `held`, new requests wait.
 `<run>/probed.json` (server → agent): the answer to `Handover.probe`.
+`<run>/activity` (server → agent): its modification time is that of the last request; empty.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from runtime.deployment import Struct
 
 HANDOVER = "handover.json"
 PROBED = "probed.json"
+ACTIVITY = "activity"
 PREDECESSOR = "DEPLOYCTL_PREDECESSOR"  # environment of a new server: "pid:start ticks" of the one that it follows
 NOTIFY_SOCKET = "NOTIFY_SOCKET"  # systemd's name, see sd_notify(3); the local supervisor listens there too
 HAND_OVER = signal.SIGUSR1  # to the old server, from the new one

@@ -25,9 +25,9 @@ from runtime.agent.power import PowerError
 from runtime.agent.releases import Release
 from runtime.agent.status import StatusBoard
 from runtime.agent.units import UnitError
+from runtime.handover import ACTIVITY
 from runtime.mailbox import LIFE, Life, Mailbox, decode_life
 
-ACTIVITY = "activity"  # in the run folder, by the server
 KEPT = "last-request"  # in the state folder, with the release that is served: the run folder is empty after a boot
 WARNING_S = 300.0
 WARNING_SHARE = 0.2  # of a short idle_stop_s

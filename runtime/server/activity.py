@@ -7,16 +7,16 @@ import os
 import time
 from pathlib import Path
 
+from runtime.handover import ACTIVITY
 from runtime.server.engine_client import EngineClient
 from runtime.server.metrics import Metrics
 
-FILE = "activity"  # runtime.agent.idle reads it
 LOOK_S = 5.0
 
 
 async def keep_activity(folder: Path, engine: EngineClient, metrics: Metrics, look_s: float = LOOK_S) -> None:
     """Runs until it is cancelled. Before the first request there is no file, or that of an earlier server."""
-    path = folder / FILE
+    path = folder / ACTIVITY
     told = metrics.last_request_at
     while True:
         await asyncio.sleep(look_s)

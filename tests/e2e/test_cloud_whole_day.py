@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from provision.wheel import Wheel
-from runtime.agent.idle import ACTIVITY, KEPT
+from runtime.agent.idle import KEPT
+from runtime.handover import ACTIVITY
 from runtime.vm import RUN_DIR, STATE_DIR
 from tests.e2e.chained_journey import AwsAccount, Chain, chain, follow_down
 from tests.e2e.cloud_journey import NAME, ask, scripted_wheel

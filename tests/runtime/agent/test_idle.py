@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.agent.idle import ACTIVITY, KEPT, IdleClock, judge_idleness
+from runtime.agent.idle import KEPT, IdleClock, judge_idleness
+from runtime.handover import ACTIVITY
 from runtime.mailbox import Life
-from runtime.server.activity import FILE
 
 NOW = 1_800_000_000.0
 HALF_AN_HOUR = Life(idle_stop_s=1800)
@@ -25,10 +25,6 @@ def clock(tmp_path: Path) -> IdleClock:
 def asked_at(folder: Path, at: float) -> None:
     (folder / "run" / ACTIVITY).touch()
     os.utime(folder / "run" / ACTIVITY, (at, at))
-
-
-def test_server_and_agent_mean_the_same_file() -> None:
-    assert FILE == ACTIVITY
 
 
 @pytest.mark.parametrize(

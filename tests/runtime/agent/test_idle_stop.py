@@ -7,8 +7,8 @@ import time
 
 from agent_machine import Machine, wait_for
 
-from runtime.agent.idle import ACTIVITY
 from runtime.deployment import encode
+from runtime.handover import ACTIVITY
 from runtime.mailbox import LIFE, Life
 
 
