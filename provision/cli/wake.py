@@ -31,7 +31,7 @@ def wake(
     """
     found = find_target(name, name_option)
     if isinstance(found, LocalTarget):
-        wake_local(found, yes=yes, json=json)
+        wake_local(found, json=json)
         return
     target = rented(found, "wake")
     from provision.cli.cloud_up import finish_cloud
@@ -49,7 +49,7 @@ def wake(
         finish_cloud(target, spec, None, began=began, json=json)
 
 
-def wake_local(target: LocalTarget, *, yes: bool, json: bool) -> None:
+def wake_local(target: LocalTarget, *, json: bool) -> None:
     """As `up` would, with what the deployment was asked to be."""
     from provision.cli.deploy import finish, start, wait_ready
     from provision.cli.present import ready_text
