@@ -80,7 +80,7 @@ class ModelSpec:
     qk_norm: bool  # Qwen3: RMSNorm over head_dim of q and k
     moe: MoeSpec | None
     checkpoint_dtype: str  # "bfloat16", "float16", "float32"
-    quantization: str | None  # quant_method of the checkpoint, for example "fp8"
+    quantization: str | None  # quant_method of the checkpoint; the engine reads "fp8"
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
@@ -229,6 +229,31 @@ def _moe(config: Mapping[str, Any]) -> MoeSpec:
     )
 
 
+# What may stand in an fp8 checkpoint's quantization_config, and the values that are read here; None = any. Which
+# matrices stay in 16 bits is seen from the tensors themselves.
+FP8_OPTIONS: dict[str, tuple[object, ...] | None] = {
+    "quant_method": ("fp8",),
+    "fmt": ("e4m3",),
+    "weight_block_size": ([128, 128],),  # without it each tensor has one scale
+    "activation_scheme": ("dynamic", "static"),
+    "scale_fmt": ("float",),
+    "expert_dtype": ("fp8",),
+    "dequantize": (False,),
+    "modules_to_not_convert": None,
+    "ignored_layers": None,
+}
+
+
 def _quantization(config: Mapping[str, Any]) -> str | None:
+    """The quant_method. Raises UnsupportedModelError for an fp8 checkpoint of another kind than those known here."""
     quant = config.get("quantization_config")
-    return str(quant.get("quant_method", "unknown")) if quant else None
+    if not quant:
+        return None
+    method = str(quant.get("quant_method", "unknown"))
+    if method == "fp8":
+        for key, value in quant.items():
+            valid = FP8_OPTIONS.get(key, ())
+            if value is not None and valid is not None and value not in valid:
+                known = f"only {' or '.join(map(str, valid))}" if valid else "leave it out"
+                raise UnsupportedModelError(f"quantization_config.{key}", f"{value!r} is not supported ({known})")
+    return method

@@ -17,7 +17,8 @@ from runtime.model_spec import ModelSpec
 
 # Buffers that old exporters wrote and that are computed here.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
-ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+FP8 = "F8_E4M3"
+ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, FP8: 1}
 
 
 class CheckpointError(ValueError):
@@ -88,12 +89,18 @@ class Checkpoint:
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, part: Part | None = None) -> Tensor:
         """The tensor of `shape` in `dtype`, or only `part` of it: no more than that is read.
 
-        Raises CheckpointError when it is missing or has another shape.
+        Raises CheckpointError when it is missing, has another shape, or is in fp8 where `dtype` is not or the other
+        way round: fp8 numbers mean nothing without their scale.
         """
         stored = self._use(name)
         if tuple(stored.get_shape()) != shape:
             raise CheckpointError(
                 f"{self._file_of[name]}: tensor {name} has shape {stored.get_shape()}, config.json says {list(shape)}"
+            )
+        if (stored.get_dtype() == FP8) != (dtype == torch.float8_e4m3fn):
+            raise CheckpointError(
+                f"{self._file_of[name]}: tensor {name} has dtype {stored.get_dtype()}, where "
+                f"{'fp8' if dtype == torch.float8_e4m3fn else 'an unquantized one'} is needed"
             )
         match part:
             case Rows(span):
@@ -103,6 +110,20 @@ class Checkpoint:
             case _:
                 tensor = stored[:]
         return tensor.to(dtype, copy=True)  # a view would keep the file mapped, and die with it
+
+    def take_number(self, name: str) -> float:
+        """A tensor of one element. Raises CheckpointError when it is missing or has more."""
+        stored = self._use(name)
+        if stored.get_shape() not in ([], [1]):
+            raise CheckpointError(
+                f"{self._file_of[name]}: tensor {name} has shape {stored.get_shape()}, where one number is needed"
+            )
+        return float(self._handle(self._file_of[name]).get_tensor(name))
+
+    def is_fp8(self, name: str) -> bool:
+        """False too where the tensor is missing."""
+        file = self._file_of.get(name)
+        return file is not None and self._handle(file).get_slice(name).get_dtype() == FP8
 
     def leave(self, name: str) -> None:
         """The tensor is another rank's to take. Raises CheckpointError when it is missing."""

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from runtime.model.checkpoint import Checkpoint, Columns, Part, Rows
 from runtime.model.group import ALONE, Group, Share
+from runtime.model.matrix import Matrices, Piece
 from runtime.model.rope import rope_table
 from runtime.model_spec import ModelSpec, MoeSpec
 from runtime.ops.batch import Batch
-from runtime.ops.ops import Linear, Ops
+from runtime.ops.ops import Linear, Ops, as_is
 
 Mlp = Callable[[Tensor], Tensor]
 
@@ -101,7 +102,8 @@ def load_decoder(
 
     Raises CheckpointError when a tensor is missing, has another shape, or has no place in the model.
     """
-    load = _Loader(spec, checkpoint, ops, device, dtype, group, Share.of(spec, group))
+    matrices = Matrices(checkpoint, device, dtype, hold=ops.hold if spec.quantization is None else as_is)
+    load = _Loader(spec, checkpoint, ops, device, dtype, group, Share.of(spec, group), matrices)
     embedding = load.vocabulary("model.embed_tokens.weight")
     layers = [load.layer(f"model.layers.{i}.") for i in range(spec.num_layers)]
     final_norm = load.take("model.norm.weight", spec.hidden_size)
@@ -131,6 +133,7 @@ class _Loader:
     dtype: torch.dtype
     group: Group
     share: Share
+    matrices: Matrices
 
     def take(self, name: str, *shape: int, part: Part | None = None) -> Tensor:
         return self.checkpoint.take(name, shape, self.dtype, part).to(self.device)
@@ -189,25 +192,16 @@ class _Loader:
 
     def _shared_outputs(self, parts: list[tuple[str, int, range]], in_size: int, *, bias: bool) -> Linear:
         """Layers [(name, rows, rows of this rank)] in one."""
-        return self.ops.pack_linear(
-            self._stacked(".weight", parts, in_size), self._stacked(".bias", parts) if bias else None
-        )
+        weight = self.matrices.read([Piece(name, (rows, in_size), Rows(span)) for name, rows, span in parts])
+        biases = [self.take(name + ".bias", rows, part=Rows(span)) for name, rows, span in parts] if bias else []
+        return self.ops.pack_linear(weight, torch.cat(biases) if bias else None)
 
     def _shared_inputs(self, name: str, in_size: int, span: range, *, bias: bool) -> Linear:
         """A layer back to the hidden size, to be summed over the ranks: one of them adds the bias."""
         hidden = self.spec.hidden_size
-        weight = self.take(f"{name}.weight", hidden, in_size, part=Columns(span))
+        weight = self.matrices.read([Piece(name, (hidden, in_size), Columns(span))])
         added = self.take(f"{name}.bias", hidden) if bias else None
         return self.ops.pack_linear(weight, added if self.group.rank == 0 else None)
-
-    def _stacked(self, suffix: str, parts: list[tuple[str, int, range]], *tail: int) -> Tensor:
-        """Several tensors in one, along the first dimension, read one at a time."""
-        out = torch.empty(sum(len(span) for _, _, span in parts), *tail, device=self.device, dtype=self.dtype)
-        start = 0
-        for name, rows, span in parts:
-            out[start : start + len(span)] = self.take(name + suffix, rows, *tail, part=Rows(span))
-            start += len(span)
-        return out
 
     def _mlp(self, prefix: str, inner: int, span: range) -> Mlp:
         parts = [(prefix + name, inner, span) for name in ("gate_proj", "up_proj")]
@@ -217,15 +211,16 @@ class _Loader:
         return lambda x: down(silu_mul(gate_up(x)))
 
     def _moe(self, moe: MoeSpec, prefix: str) -> Mlp:
-        inner = moe.intermediate_size
-        router = self.ops.pack_linear(self.take(prefix + "gate.weight", moe.num_experts, self.spec.hidden_size), None)
-        experts: dict[int, Mlp] = {}
-        for number in range(moe.num_experts):
-            part = f"{prefix}experts.{number}."
-            if number in self.share.experts:
-                experts[number] = self._mlp(part, inner, range(inner))
-            else:
-                for name in ("gate_proj", "up_proj", "down_proj"):
-                    self.checkpoint.leave(f"{part}{name}.weight")
-        run = self.ops.moe
-        return lambda x: run(x, router, experts, moe.top_k, moe.norm_topk_prob)
+        hidden, inner, own = self.spec.hidden_size, moe.intermediate_size, self.share.experts
+        router = self.ops.pack_linear(self.take(prefix + "gate.weight", moe.num_experts, hidden), None)
+
+        def pieces(number: int, names: tuple[str, ...], rows: int, columns: int) -> list[Piece]:
+            return [Piece(f"{prefix}experts.{number}.{name}", (rows, columns), Rows(range(rows))) for name in names]
+
+        gate_up = self.matrices.stack([pieces(number, ("gate_proj", "up_proj"), inner, hidden) for number in own])
+        down = self.matrices.stack([pieces(number, ("down_proj",), hidden, inner) for number in own])
+        for number in set(range(moe.num_experts)) - set(own):
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                self.matrices.leave(f"{prefix}experts.{number}.{name}")
+        experts, route = self.ops.pack_experts(gate_up, down, own.start), self.ops.route
+        return lambda x: experts(x, *route(router(x), moe.top_k, moe.norm_topk_prob))

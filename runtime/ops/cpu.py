@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.ops import reference
 from runtime.ops.batch import Batch
 from runtime.ops.cpu_kernels import CpuKernels, load_library
-from runtime.ops.ops import REFERENCE, Linear, Ops
+from runtime.ops.ops import REFERENCE, Linear, Ops, one_by_one, unpacked
 
 # oneDNN picks the packed layout for a number of rows; measured on AVX-512, 32 is within noise of the best at every
 # batch size, while a layout for no number is up to 7× slower at one row.
@@ -22,12 +22,16 @@ def cpu_ops() -> Ops:
     """Ops for float32 on a CPU: our kernels where a compiler is at hand, else torch's own ops."""
     library = load_library()
     if library is None:
-        return replace(REFERENCE, name="cpu-torch", pack_linear=pack_linear, attention=attention)
+        pack = unpacked(pack_linear, torch.float32)
+        experts = one_by_one(pack, REFERENCE.silu_mul)
+        return replace(REFERENCE, name="cpu-torch", pack_linear=pack, pack_experts=experts, attention=attention)
     kernels = CpuKernels(library)
+    pack = unpacked(kernels.pack_linear, torch.float32)
     return replace(
         REFERENCE,
         name="cpu",
-        pack_linear=kernels.pack_linear,
+        pack_linear=pack,
+        pack_experts=one_by_one(pack, kernels.silu_mul),
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,
         silu_mul=kernels.silu_mul,

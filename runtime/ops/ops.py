@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,43 +11,76 @@ from torch import Tensor
 
 from runtime.ops import reference
 from runtime.ops.batch import Batch
+from runtime.ops.fp8 import Weight, dense
 
 Linear = Callable[[Tensor], Tensor]  # [T, in] → [T, out]
+PackLinear = Callable[[Weight, Tensor | None], Linear]  # weight [out, in], bias [out]
+Experts = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [T, H], weights and chosen [T, top_k] (`route`) → [T, H]
+PackExperts = Callable[[Weight, Weight, int], Experts]  # gate_up [E, 2·I, H], down [E, H, I], number of the first one
 RopeWrite = Callable[[Tensor, tuple[Tensor, Tensor] | None, float, Tensor, Tensor, Batch], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """One implementation of each op; signatures and shapes are those of `runtime.ops.reference`."""
+    """One implementation of each op; signatures and shapes are those of `runtime.ops.reference`.
+
+    `hold` is what becomes of a matrix of the layers that the checkpoint has unquantized, before it is packed.
+    """
 
     name: str
-    pack_linear: Callable[[Tensor, Tensor | None], Linear]  # weight [out, in], bias [out]
+    hold: Callable[[Tensor], Weight]
+    pack_linear: PackLinear
+    pack_experts: PackExperts
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     silu_mul: Callable[[Tensor], Tensor]
     rope_write: RopeWrite
     attention: Callable[[Tensor, Tensor, Batch, float], Tensor]
-    moe: Callable[[Tensor, Linear, Mapping[int, Linear], int, bool], Tensor]
+    route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """F.linear with the weight as it is."""
+def as_is(weight: Tensor) -> Weight:
+    return weight
+
+
+def pack_linear(weight: Weight, bias: Tensor | None) -> Linear:
+    """F.linear with the weight as it is; one in fp8 is unpacked at each call."""
 
     def linear(x: Tensor) -> Tensor:
-        return F.linear(x, weight, bias)
+        return F.linear(x, dense(weight, x.dtype), bias)
 
     return linear
 
 
+def unpacked(pack: Callable[[Tensor, Tensor | None], Linear], dtype: torch.dtype) -> PackLinear:
+    """`pack` for weights in fp8 too, which are unpacked once, at load."""
+    return lambda weight, bias: pack(dense(weight, dtype), bias)
+
+
+def one_by_one(pack: PackLinear, silu_mul: Callable[[Tensor], Tensor]) -> PackExperts:
+    """Experts as pairs of linear layers, run one after another."""
+
+    def expert(gate_up: Linear, down: Linear) -> Linear:
+        return lambda x: down(silu_mul(gate_up(x)))
+
+    def pack_experts(gate_up: Weight, down: Weight, first: int) -> Experts:
+        experts = {first + i: expert(pack(gate_up[i], None), pack(down[i], None)) for i in range(len(down))}
+        return lambda x, weights, chosen: reference.moe(x, weights, chosen, experts)
+
+    return pack_experts
+
+
 REFERENCE = Ops(
     name="reference",
+    hold=as_is,
     pack_linear=pack_linear,
+    pack_experts=one_by_one(pack_linear, reference.silu_mul),
     rms_norm=reference.rms_norm,
     add_rms_norm=reference.add_rms_norm,
     silu_mul=reference.silu_mul,
     rope_write=reference.rope_write,
     attention=reference.attention,
-    moe=reference.moe,
+    route=reference.route,
 )
 
 

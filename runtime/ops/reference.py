@@ -95,16 +95,22 @@ def attention(query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tenso
     return out
 
 
-def moe(x: Tensor, router: Layer, experts: Mapping[int, Layer], top_k: int, norm_topk: bool) -> Tensor:
-    """Sparse MLP of x [T, H]: router [T, H] → [T, E], each expert [t, H] → [t, H]; returns [T, H].
+def route(logits: Tensor, top_k: int, norm_topk: bool) -> tuple[Tensor, Tensor]:
+    """Which experts each token goes to, from the router's logits [T, E]: weights [T, top_k] and experts [T, top_k].
 
-    Softmax over all E experts in float32, then top-k; `norm_topk` makes the chosen weights sum to 1. `experts` are
-    those that are here, by number; what is returned is their part.
+    Softmax over all E experts in float32, then top-k; `norm_topk` makes the chosen weights sum to 1.
     """
-    weights, chosen = torch.topk(router(x).float().softmax(-1), top_k, dim=-1)
+    weights, chosen = torch.topk(logits.float().softmax(-1), top_k, dim=-1)
     if norm_topk:
         weights = weights / weights.sum(-1, keepdim=True)
-    weights = weights.to(x.dtype)
+    return weights.to(logits.dtype), chosen
+
+
+def moe(x: Tensor, weights: Tensor, chosen: Tensor, experts: Mapping[int, Layer]) -> Tensor:
+    """Sparse MLP of x [T, H], routed by weights and chosen [T, top_k] to experts [t, H] → [t, H]; returns [T, H].
+
+    `experts` are those that are here, by number; what is returned is their part.
+    """
     out = torch.zeros_like(x)
     for number in sorted(experts.keys() & set(chosen.flatten().tolist())):
         token, choice = (chosen == number).nonzero(as_tuple=True)

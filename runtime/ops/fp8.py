@@ -1,0 +1,70 @@
+"""Weights in fp8 (E4M3: 4 bits of exponent, 3 of mantissa, ±448): one byte each, and a float32 scale per block.
+
+    weight[n, k] = data[n, k] · scale[n // block rows, k // block columns]
+
+Block checkpoints (Qwen3-*-FP8) have blocks of 128 × 128; one scale per tensor becomes one per row, so that matrices of
+several scales can be stacked: blocks of 1 × columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DTYPE = torch.float8_e4m3fn
+LARGEST = 448.0
+BLOCK = 128
+TINY = 1e-12  # keeps the scale of a block of zeros from being 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Weight:
+    """One matrix [N, K] or a stack of them [E, N, K] with scales [(E,) ⌈N / block rows⌉, ⌈K / block columns⌉]."""
+
+    data: Tensor  # float8_e4m3fn
+    scale: Tensor  # float32
+    block: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Fp8Weight:
+        """One matrix of a stack."""
+        return Fp8Weight(self.data[index], self.scale[index], self.block)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weights themselves: the product is taken in float32, then rounded to `dtype`."""
+        rows, columns = self.data.shape[-2:]
+        scale = self.scale.repeat_interleave(self.block[0], -2)[..., :rows, :]
+        return (self.data.float() * scale.repeat_interleave(self.block[1], -1)[..., :columns]).to(dtype)
+
+
+Weight = Tensor | Fp8Weight
+
+
+def quantize(weight: Tensor) -> Fp8Weight:
+    """`weight` [(E,) N, K] in blocks of 128 × 128, each scaled so that its largest element is ±448."""
+    rows, columns = weight.shape[-2:]
+    padded = F.pad(weight, (0, -columns % BLOCK, 0, -rows % BLOCK)).float()
+    tall, wide = padded.shape[-2] // BLOCK, padded.shape[-1] // BLOCK
+    blocks = padded.view(*weight.shape[:-2], tall, BLOCK, wide, BLOCK)
+    scale = blocks.abs().amax((-3, -1)).clamp(min=TINY) / LARGEST
+    data = (blocks / scale[..., None, :, None]).to(DTYPE).view(padded.shape)
+    return Fp8Weight(data[..., :rows, :columns].contiguous(), scale, (BLOCK, BLOCK))
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations x [T, K] as fp8 [T, K] and scales [T, ⌈K / 128⌉]: one per token and 128 columns, so that a token's
+    numbers do not depend on the others of its batch."""
+    columns = x.shape[1]
+    groups = F.pad(x, (0, -columns % BLOCK)).float().view(len(x), -(-columns // BLOCK), BLOCK)
+    scale = groups.abs().amax(-1).clamp(min=TINY) / LARGEST
+    return (groups / scale[..., None]).to(DTYPE).flatten(1)[:, :columns].contiguous(), scale
+
+
+def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """`weight` unpacked if it is in fp8, else as it is."""
+    return weight.dense(dtype) if isinstance(weight, Fp8Weight) else weight
