@@ -64,6 +64,11 @@ class Machine(Protocol):
 
     def prepare_runtime(self, wanted: Current, release: Release, report: Report) -> None: ...
 
+    def resume(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> bool:
+        """After a boot: what the engine of a release that served before it needs, without a download. False: it cannot
+        serve, or nobody expects it to, because a person has just started something else."""
+        ...
+
     def packages(self, release: Release) -> list[str] | None:
         """The folders in which the release's processes find packages; None = where this process does."""
         ...
@@ -126,6 +131,9 @@ class LocalMachine:
 
     def prepare_runtime(self, wanted: Current, release: Release, report: Report) -> None:
         phases.check_runtime(release.deployment)
+
+    def resume(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> bool:
+        return False
 
     def packages(self, release: Release) -> list[str] | None:
         overlaid = release.folder / PACKAGES

@@ -30,9 +30,9 @@ from runtime.agent.supervisor import read_record
 from runtime.agent.takeover import Takeover
 from runtime.agent.units import UnitError
 from runtime.agent.watch import Patience, Settled, Watch
-from runtime.agent.weights import CONVERTER, Caches, missing_bytes, prepare_weights
+from runtime.agent.weights import CONVERTER, Caches, hub_token, missing_bytes, prepare_weights
 from runtime.bucket import BucketError
-from runtime.mailbox import BUILT, CURRENT, HUB_SECRET, RELEASES, Current, FolderMailbox, Mailbox, Phase, decode_current
+from runtime.mailbox import BUILT, CURRENT, RELEASES, Current, FolderMailbox, Mailbox, Phase, decode_current
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,6 @@ class Agent:
         self._watch = Watch(machine, mailbox, self._board, patience)
         self._working_on: Current | None = None
         self._settled: Settled | None = None
-        self._before: Release | None = None
         self._warning: str | None = None
         self._held_s: float | None = None
         self._retries = 0
@@ -124,7 +123,6 @@ class Agent:
         """All phases of one release, from wherever an earlier run of them has come."""
         self._working_on = wanted
         self._warning, self._held_s = None, None
-        self._before = self._settled.serving if self._settled is not None else None
         phase: Phase = "python"
         release: Release | None = None
         try:
@@ -139,6 +137,7 @@ class Agent:
                 return
             self._log(f"release {release.id}: {release.deployment.model.source}")
             self._serving.start_server()
+            self._resume(wanted)
             for phase, work in self._plan(wanted, release):
                 self._note(release, phase)
                 work()
@@ -157,6 +156,22 @@ class Agent:
         finally:
             self._working_on = None
         self._publish_releases()
+
+    def _resume(self, wanted: Current) -> None:
+        """After a boot in the middle of a redeploy, the release that served until then serves while the wanted one is
+        made ready."""
+        current = self._releases.current()
+        if self._settled is not None or current is None or current.id == wanted.release or not current.proven:
+            return
+        try:
+            if self._machine.resume(current, self._missing_of(current), lambda _: self._check_interrupted()):
+                self._serving.start_engine()
+                self._log(f"release {current.id} serves until {wanted.release} is ready")
+        except PhaseError as error:
+            self._log(f"release {current.id} cannot serve meanwhile: {error.error}")
+
+    def _missing_of(self, release: Release) -> Callable[[Caches], int]:
+        return lambda caches: missing_bytes(release.deployment, caches, release.weights())
 
     def _publish_releases(self) -> None:
         serving = self._settled.serving if self._settled is not None else None
@@ -182,16 +197,13 @@ class Agent:
                 self._releases.switch(release)
             self._serving.start_server()
 
-        def need_bytes(caches: Caches) -> int:
-            return missing_bytes(release.deployment, caches, release.weights())
-
         def weights() -> None:
             found = prepare_weights(
                 release.deployment.model,
                 machine.caches,
                 report_as("weights"),
                 done=release.weights(),
-                token=self._hub_token(needed=release.weights() is None),
+                token=hub_token(self._mailbox, needed=release.weights() is None),
                 converter=self._settings.converter,
             )
             release.put_weights(found)
@@ -207,7 +219,7 @@ class Agent:
 
         return [
             ("python", python),
-            ("disk", lambda: machine.prepare_disk(release, need_bytes, report_as("disk"))),
+            ("disk", lambda: machine.prepare_disk(release, self._missing_of(release), report_as("disk"))),
             ("driver", lambda: machine.prepare_driver(release, report_as("driver"))),
             ("runtime", lambda: machine.prepare_runtime(wanted, release, report_as("runtime"))),
             ("weights", weights),
@@ -217,21 +229,6 @@ class Agent:
 
     def _report_as(self, release: Release, phase: Phase) -> Report:
         return lambda progress: self._advance(release, phase, progress)
-
-    def _hub_token(self, *, needed: bool) -> str | None:
-        """`needed`: the weights are not here yet, so that a mailbox that is away must be waited for."""
-        try:
-            data = self._mailbox.get(HUB_SECRET)
-        except BucketError:
-            if needed:
-                raise
-            return None
-        if data is None:
-            return None
-        try:
-            return msgspec.json.decode(data, type=dict[str, str]).get("token")
-        except msgspec.DecodeError as error:
-            raise PhaseError(f"{HUB_SECRET}: {error}", "set hub_token again", retry=False) from error
 
     def _succeed(
         self, wanted: Current, release: Release, warning: str | None = None, held_s: float | None = None
@@ -280,12 +277,12 @@ class Agent:
         return time.monotonic() + wait
 
     def _previous(self, wanted: Current, release: Release | None) -> Release | None:
-        """The release to go back to. One that has served before is not replaced by an older one, but by the one that
-        served until it was asked for again."""
-        if release is not None and release.proven:
-            before = self._before
-            return before if before is not None and before.id != wanted.release and before.failure() is None else None
-        return self._releases.last_proven(besides=wanted.release)
+        """The release to go back to: the one that served last. For one that has served itself, only what has served
+        since then: it is not replaced by an older one."""
+        before = self._releases.last_proven(besides=wanted.release)
+        if before is None or release is None or not release.proven:
+            return before
+        return before if before.ready_at > release.ready_at else None
 
     def _fall_back(self, wanted: Current, release: Release | None, failure: Failure) -> None:
         """Serves the release before again, and says so; without one, the error is all there is."""

