@@ -206,24 +206,14 @@ class Supervisor:
         self._stopping = True
 
     def _open_control(self, run_dir: Path) -> socket.socket:
-        path = run_dir / SOCKET_NAME
-        path.unlink(missing_ok=True)
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        control.bind(str(path))
-        path.chmod(0o600)
+        control = bind_private(run_dir / SOCKET_NAME, socket.SOCK_STREAM)
         control.listen()
-        control.setblocking(False)
         self._selector.register(control, selectors.EVENT_READ, lambda: self._accept(control))
         return control
 
     def _open_notices(self, run_dir: Path) -> socket.socket:
         """Where a server says that it has taken over; see `runtime.handover.notify`."""
-        path = run_dir / NOTIFY_NAME
-        path.unlink(missing_ok=True)
-        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        notices.bind(str(path))
-        path.chmod(0o600)
-        notices.setblocking(False)
+        notices = bind_private(run_dir / NOTIFY_NAME, socket.SOCK_DGRAM)
         self._selector.register(notices, selectors.EVENT_READ, lambda: self._take_notice(notices))
         return notices
 
@@ -354,6 +344,16 @@ class Supervisor:
             updated_at=time.time(),
         )
         mailbox.put(STATUS, encode_status(changed))
+
+
+def bind_private(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """A unix socket of this user alone, not blocking, in place of what an earlier supervisor left there."""
+    path.unlink(missing_ok=True)
+    bound = socket.socket(socket.AF_UNIX, kind)
+    bound.bind(str(path))
+    path.chmod(0o600)
+    bound.setblocking(False)
+    return bound
 
 
 def open_listener(host: str, port: int) -> socket.socket:
