@@ -72,7 +72,12 @@ FIELDS: tuple[FieldDoc, ...] = (
         '{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}',
     ),
     FieldDoc("dtype", _ENGINE, "auto, bfloat16, float16 or float32.", "bfloat16"),
-    FieldDoc("quantization", _ENGINE, "auto (as the checkpoint), none, or fp8 (quantize weights at load).", "fp8"),
+    FieldDoc(
+        "quantization",
+        _ENGINE,
+        "auto (as the checkpoint; CPUs unpack fp8), none, or fp8 (on GPUs; quantizes at load what is not in fp8).",
+        "fp8",
+    ),
     FieldDoc("gpu_memory_utilization", _ENGINE, "Share of GPU memory to use, 0.1 to 0.98.", "0.9"),
     FieldDoc("max_num_seqs", _ENGINE, "Requests that run at once. Default: 64; 256 on GPUs from 40 GiB.", "128"),
     FieldDoc(

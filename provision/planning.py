@@ -200,8 +200,6 @@ def not_yet(spec: DeploymentSpec, plan: Plan) -> list[Problem]:
     if spec.is_cloud and spec.model_ref.kind == "demo":
         reason = "the demo is converted on this machine and not yet on a cloud"
         found.append(Problem("model", reason, "HuggingFaceTB/SmolLM2-135M-Instruct"))
-    if plan.quantization is not None:
-        found.append(Problem("quantization", f"{plan.quantization} is not yet supported by the engine", "none"))
     return found
 
 

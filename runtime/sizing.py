@@ -160,14 +160,19 @@ def activation_bytes(model: ModelSpec, *, dtype: str, batched_tokens: int, num_s
 def tp_problem(model: ModelSpec, tp: int, *, quantization: str | None = None) -> str | None:
     """Why the model cannot be cut into `tp` parts, or None when it can.
 
-    Heads and MLP columns must divide; KV heads must divide or be replicated evenly; block-fp8 columns must
-    stay whole blocks of 128. Experts whose columns do not divide are shared out whole (`expert_sharded`).
+    Heads and MLP columns must divide; KV heads must divide or be replicated evenly; rows and columns in fp8, here or
+    in the checkpoint, must stay whole blocks of 128. Experts whose columns do not divide are shared out whole
+    (`expert_sharded`).
     """
     heads, kv_heads = model.num_heads, model.num_kv_heads
+    blocks = "fp8" in (quantization, model.quantization) and tp > 1
     if heads % tp:
         return f"{heads} attention heads do not divide by {tp}"
     if kv_heads % tp and tp % kv_heads:
         return f"{kv_heads} KV heads neither divide by {tp} nor into it"
+    for name, count in (("", heads // tp), ("KV ", max(1, kv_heads // tp))):
+        if blocks and (count * model.head_dim) % FP8_BLOCK:
+            return f"{count} {name}heads of {model.head_dim} on each GPU are not whole fp8 blocks of {FP8_BLOCK}"
     if model.moe is not None:
         if tp > model.moe.num_experts:
             return f"{model.moe.num_experts} experts are fewer than {tp} GPUs"
@@ -177,7 +182,7 @@ def tp_problem(model: ModelSpec, tp: int, *, quantization: str | None = None) ->
     columns = model.intermediate_size
     if columns % tp:
         return f"intermediate_size {columns} does not divide by {tp}"
-    if quantization == "fp8" and (columns // tp) % FP8_BLOCK and tp > 1:
+    if blocks and (columns // tp) % FP8_BLOCK:
         return f"intermediate_size {columns} / {tp} = {columns // tp} is not whole fp8 blocks of {FP8_BLOCK}"
     return None
 
@@ -190,7 +195,7 @@ def expert_sharded(model: ModelSpec, tp: int, *, quantization: str | None = None
     columns = model.moe.intermediate_size
     if columns % tp:
         return True
-    return quantization == "fp8" and (columns // tp) % FP8_BLOCK != 0
+    return "fp8" in (quantization, model.quantization) and (columns // tp) % FP8_BLOCK != 0
 
 
 def valid_tp_sizes(model: ModelSpec, gpus: int, *, quantization: str | None = None) -> tuple[int, ...]:
@@ -268,16 +273,19 @@ def choose_dtype(asked: str, model: ModelSpec, machine: Machine) -> str:
 
 
 def choose_quantization(asked: str, model: ModelSpec, machine: Machine) -> str | None:
-    """ "fp8" or None. "auto" follows the checkpoint. Raises DtypeError."""
+    """What the matrices of the layers are kept in: "fp8", or None for the dtype, to which an fp8 checkpoint is then
+    unpacked at load.
+
+    "auto": as the checkpoint on GPUs, None on CPUs. "fp8" quantizes a checkpoint that is not. Raises DtypeError.
+    """
     own = model.quantization
     if own not in (None, "fp8"):
-        raise DtypeError(f"the checkpoint is quantized with {own}, which is not supported (only fp8)", "none")
-    if asked == "none" and own is not None:
-        raise DtypeError(f"the checkpoint itself is in {own}; choose the unquantized one", "auto")
-    chosen = own if asked == "auto" else (None if asked == "none" else asked)
-    if chosen == "fp8" and machine.gpu is None:
-        raise DtypeError("fp8 weights need a GPU", "none")
-    return chosen
+        raise DtypeError(f"the checkpoint is quantized with {own}, which is not supported", "one in fp8 or 16 bits")
+    if asked == "auto":
+        return None if machine.gpu is None else own
+    if asked == "fp8" and machine.gpu is None:
+        raise DtypeError("fp8 weights need a GPU", "auto")
+    return None if asked == "none" else asked
 
 
 def _dotted(gpu: Gpu) -> str:

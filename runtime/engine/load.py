@@ -23,6 +23,7 @@ from runtime.model_spec import ModelSpec, UnsupportedModelError
 from runtime.ops.ops import choose
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = {"cuda": ("fp8",)}  # what a device keeps weights in, beside its dtype
 REPORT_S = 0.2  # seconds between two reports of progress
 
 log = logging.getLogger("engine")
@@ -47,21 +48,27 @@ def read_release(folder: Path) -> Release:
     weights = decode_weights((folder / "weights.json").read_bytes())
     options = deployment.engine
     spec = read_model_spec(Path(weights.path), options.rope_scaling)
-    if spec.quantization is not None:
-        raise UnsupportedModelError("quantization_config.quant_method", f"{spec.quantization} is not supported yet")
+    if spec.quantization not in (None, "fp8"):
+        raise UnsupportedModelError(
+            "quantization_config.quant_method", f"{spec.quantization} is not supported; only fp8, or none"
+        )
     if options.max_model_len > spec.max_position:
         raise ConfigError(
             f"max_model_len {options.max_model_len} is over the model's {spec.max_position} positions",
             f"set max_model_len to at most {spec.max_position}, or set rope_scaling",
         )
-    _check_tensor_parallel(spec, options.tensor_parallel)
+    _check_tensor_parallel(spec, options)
     return Release(deployment, weights, spec)
 
 
 def open_device(options: EngineOptions, group: Group) -> tuple[torch.device, torch.dtype]:
     """The device of this rank, ready for use, and the dtype of its math. Raises ConfigError."""
-    if options.quantization is not None:
-        raise ConfigError(f"quantization {options.quantization!r} is not supported yet", "leave quantization out")
+    if options.quantization not in (None, *QUANTIZATIONS.get(options.device, ())):
+        valid = " or ".join(("auto", *QUANTIZATIONS.get(options.device, ())))
+        raise ConfigError(
+            f"quantization {options.quantization!r} is not supported on {options.device}",
+            f"set quantization to {valid}",
+        )
     if options.dtype not in DTYPES:
         raise ConfigError(f"dtype {options.dtype!r} is not one of {', '.join(DTYPES)}", "set dtype to float32")
     if options.device == "cuda":
@@ -93,7 +100,7 @@ def load_runner(
     folder = Path(release.weights.path)
     checkpoint = Checkpoint(folder)
     checkpoint.on_bytes = _Progress(checkpoint.total_bytes, on_share).add
-    ops = choose(device, dtype)
+    ops = choose(device, dtype, options.quantization)
     model = load_decoder(
         release.spec, checkpoint, ops, device=device, dtype=dtype, max_model_len=options.max_model_len, group=group
     )
@@ -116,8 +123,9 @@ class _Progress:
             self.tell(min(self.done / self.total, 1.0))
 
 
-def _check_tensor_parallel(spec: ModelSpec, size: int) -> None:
-    reason = sizing.tp_problem(spec, size) if size > 0 else "it is not a positive number"
+def _check_tensor_parallel(spec: ModelSpec, options: EngineOptions) -> None:
+    size, kept_in = options.tensor_parallel, options.quantization
+    reason = sizing.tp_problem(spec, size, quantization=kept_in) if size > 0 else "it is not a positive number"
     if reason is not None:
-        valid = ", ".join(map(str, sizing.valid_tp_sizes(spec, max(sizing.TP_SIZES))))
+        valid = ", ".join(map(str, sizing.valid_tp_sizes(spec, max(sizing.TP_SIZES), quantization=kept_in)))
         raise ConfigError(f"tensor_parallel {size} does not fit this model: {reason}", f"set it to one of {valid}")

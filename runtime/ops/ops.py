@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.ops import reference
 from runtime.ops.batch import Batch
-from runtime.ops.fp8 import Weight, dense
+from runtime.ops.fp8 import Weight, dense, quantize
 
 Linear = Callable[[Tensor], Tensor]  # [T, in] → [T, out]
 PackLinear = Callable[[Weight, Tensor | None], Linear]  # weight [out, in], bias [out]
@@ -84,10 +84,16 @@ REFERENCE = Ops(
 )
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The fastest ops for `device` and `dtype`."""
+def choose(device: torch.device, dtype: torch.dtype, quantization: str | None = None) -> Ops:
+    """The fastest ops for `device` and `dtype`.
+
+    `quantization` "fp8" keeps the matrices of the layers in fp8; without it those that are stored so are unpacked.
+    """
     if device.type == "cpu" and dtype == torch.float32:
         from runtime.ops.cpu import cpu_ops
 
         return cpu_ops()
-    return REFERENCE
+    if quantization == "fp8":
+        return replace(REFERENCE, hold=quantize)
+    pack = unpacked(pack_linear, dtype)
+    return replace(REFERENCE, pack_linear=pack, pack_experts=one_by_one(pack, REFERENCE.silu_mul))

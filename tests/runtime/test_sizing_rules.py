@@ -129,13 +129,28 @@ def test_quantization_follows_the_checkpoint() -> None:
     assert sizing.choose_quantization("auto", qwen(), machine(A10)) is None
 
 
+def test_an_fp8_checkpoint_is_unpacked_on_a_cpu_and_where_it_is_asked_for() -> None:
+    quantized = replace(qwen(), quantization="fp8")
+    assert sizing.choose_quantization("auto", quantized, machine(None)) is None
+    assert sizing.choose_quantization("none", quantized, machine(A10)) is None
+    assert sizing.cpu_weights_bytes(quantized, dtype="float32") == sizing.cpu_weights_bytes(qwen(), dtype="float32")
+
+
+def test_heads_that_are_not_whole_fp8_blocks_are_not_cut() -> None:
+    model = replace(qwen(), num_heads=8, num_kv_heads=8, head_dim=32, intermediate_size=4096)
+    assert sizing.valid_tp_sizes(model, 8) == (1, 2, 4, 8)
+    assert sizing.valid_tp_sizes(model, 8, quantization="fp8") == (1, 2)
+    assert sizing.valid_tp_sizes(replace(model, quantization="fp8"), 8) == (1, 2)
+    assert "1 heads of 32" in (sizing.tp_problem(model, 8, quantization="fp8") or "")
+
+
 @pytest.mark.parametrize(
     ("asked", "own", "gpu", "reason"),
     [
         ("auto", "gptq", A10, "gptq"),
-        ("none", "fp8", A10, "itself"),
+        ("none", "gptq", None, "gptq"),
         ("fp8", None, None, "GPU"),
-        ("auto", "fp8", None, "GPU"),
+        ("fp8", "fp8", None, "GPU"),
     ],
 )
 def test_quantization_that_cannot_run_is_refused(asked: str, own: str | None, gpu: Gpu | None, reason: str) -> None:
