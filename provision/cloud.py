@@ -20,7 +20,7 @@ from provision import mailboxes
 from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
 from provision.costs import CostItem
-from provision.errors import CloudError, FailedError, NotRunningError
+from provision.errors import CloudError, FailedError, NotRunningError, not_up
 from provision.mailbox_logs import read_mailbox_logs
 from provision.planning import MIN_LEN
 from provision.spec import DeploymentSpec
@@ -149,7 +149,7 @@ class CloudTarget:
         """Raises NotRunningError before it exists, BucketError."""
         exports, spec = self.exports, self.spec()
         if exports.mailbox is None or exports.region is None or spec is None or spec.cloud not in ("aws", "alicloud"):
-            raise _not_up(self.name)
+            raise not_up(self.name)
         provider: Provider = "aws" if spec.cloud == "aws" else "alicloud"
         return mailboxes.open_mailbox(provider, exports.region, exports.mailbox)
 
@@ -233,7 +233,7 @@ class CloudTarget:
         """Raises NotRunningError without an endpoint, and CloudError where its certificate cannot be known."""
         exports, spec = self.exports, self.spec()
         if exports.endpoint is None or exports.api_key is None or exports.instance_id is None or spec is None:
-            raise _not_up(self.name)
+            raise not_up(self.name)
         try:
             certificate = self.certificate() if spec.tls == "pinned" else None
             deployment = self.deployment()
@@ -331,7 +331,3 @@ def _decoded(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
         return decode(data)
     except msgspec.DecodeError:
         return None
-
-
-def _not_up(name: str) -> NotRunningError:
-    return NotRunningError(f"{name} is not running", next_command=f"deployctl up --name {name}")

@@ -138,6 +138,10 @@ class StoppedError(DeployctlError):
     meaning = "Ctrl-C; what was started goes on or can be taken up again"
 
 
+def not_up(name: str) -> NotRunningError:
+    return NotRunningError(f"{name} is not running", next_command=f"deployctl up --name {name}")
+
+
 def from_os_error(error: OSError) -> DeployctlError | None:
     """The expected error behind a failed system call, or None when it is none of ours."""
     path = f" {error.filename}" if error.filename else ""

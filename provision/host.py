@@ -28,6 +28,7 @@ from provision.errors import (
     NotRunningError,
     RemoteError,
     StateError,
+    not_up,
 )
 from provision.host_report import parse_removal, parse_units
 from provision.journal import read_journal
@@ -377,10 +378,6 @@ def failure_of(target: HostTarget, seen: Observation) -> FailedError:
         why=seen.hint,
         next_command=f"deployctl logs {seen.name} --{unit}",
     )
-
-
-def not_up(name: str) -> NotRunningError:
-    return NotRunningError(f"{name} is not running", next_command=f"deployctl up --name {name}")
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from provision.errors import NotRunningError, UsageError
+from provision.errors import UsageError, not_up
 from provision.host import HostTarget
 from provision.keys import DEFAULT_KEY, Keys, besides_default, digest, rotate
 from provision.local import LocalTarget
@@ -132,7 +132,3 @@ def key_store(target: Deployed, report: Report) -> KeyStore:
     if isinstance(target, CloudTarget):
         return StackKeys(target, report)
     raise TypeError(f"{type(target).__name__} keeps its keys nowhere")
-
-
-def not_up(name: str) -> NotRunningError:
-    return NotRunningError(f"{name} is not running", next_command=f"deployctl up --name {name}")

@@ -22,9 +22,9 @@ from provision.errors import (
     DiskFullError,
     FailedError,
     MissingPartError,
-    NotRunningError,
     PortTakenError,
     StateError,
+    not_up,
 )
 from provision.logs import last_lines, read_logs
 from provision.state import LocalState, list_states
@@ -66,7 +66,7 @@ class LocalTarget:
 
     def change(self, order: Order) -> None:
         if self.state.running_supervisor() is None:
-            raise NotRunningError(f"{self.name} is not running", next_command=f"deployctl up --name {self.name}")
+            raise not_up(self.name)
         self._put(order)
 
     def go_back(self, release: str) -> None:
@@ -117,7 +117,7 @@ class LocalTarget:
     def access(self) -> Access:
         deployment, key = self.state.deployment(), self.state.api_key()
         if deployment is None or key is None or self.state.running_supervisor() is None:
-            raise NotRunningError(f"{self.name} is not running", next_command=f"deployctl up --name {self.name}")
+            raise not_up(self.name)
         base_url = f"http://{deployment.listen.host}:{deployment.listen.port}/v1"
         return Access(base_url, key, deployment.model.served_name, deployment.engine.max_model_len)
 

@@ -12,7 +12,7 @@ from provision.cli.names import NameArgument, NameOption, find_target
 from provision.cli.output import JsonFlag, emit, emit_json, say
 from provision.cost_report import CostReport, end_within, spent
 from provision.costs import CostItem, residual_items
-from provision.errors import DeployctlError, NotRunningError
+from provision.errors import DeployctlError, NotRunningError, not_up
 from provision.progress import format_seconds
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def bring_forward(target: CloudTarget, at: int) -> None:
 
     spec = target.spec()
     if spec is None:
-        raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
+        raise not_up(target.name)
     if spec.ttl_seconds == 0:  # without a TTL the program makes no timer
         spec = spec.model_copy(update={"ttl": f"{max(1, int(at - time.time()) // 60)}m"})
     bring_up(target, spec, dataclasses.replace(target.settings, expires_at=at), say)

@@ -13,7 +13,7 @@ from provision.cli.lock import LockOption
 from provision.cli.names import NameArgument, find_target, one_name
 from provision.cli.output import JsonFlag, say
 from provision.cli.spec_flags import Given, spec_options
-from provision.errors import NotRunningError
+from provision.errors import not_up
 from provision.host import HostTarget
 from provision.local import LocalTarget
 
@@ -52,7 +52,7 @@ def redeploy(
 
         with locked(found.state, this_command()):
             if found.observe().life == "stopped":
-                raise NotRunningError(f"{found.name} is not running", next_command=f"deployctl up --name {found.name}")
+                raise not_up(found.name)
             spec = changed_spec(found, given)
             up_host(spec, found.state, yes=yes, json=json, command="redeploy", lock=lock_file)
         return
@@ -67,7 +67,7 @@ def redeploy(
     with locked(target.state, this_command()), explaining(target):
         seen = target.observe()
         if seen.life == "stopped" or seen.wanted_release is None:
-            raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
+            raise not_up(target.name)
         if lock_file is not None:
             spec = lock_file.settle(spec, asked_before(target, seen), fresh=False)
         release = change(target, spec, yes=yes, command="redeploy")
@@ -93,7 +93,7 @@ def changed_cloud_spec(target: Deployed, given: Given) -> DeploymentSpec:
 
     stored = target.spec() if isinstance(target, CloudTarget) else None
     if stored is None:
-        raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
+        raise not_up(target.name)
     secret = {name: value.get_secret_value() for name in SECRETS if (value := getattr(stored, name)) is not None}
     return laid_over(stored.public_values() | secret, target.name, given)
 

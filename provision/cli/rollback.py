@@ -12,7 +12,7 @@ from provision.cli.ask import confirm
 from provision.cli.names import NameOption, find_target
 from provision.cli.output import JsonFlag, say
 from provision.cli.releases import reader
-from provision.errors import NotRunningError
+from provision.errors import not_up
 from runtime.deployment import HOLD_MAX_S
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def rollback(
     target = find_target(None, name)
     seen = target.observe()
     if seen.life == "stopped" or seen.wanted_release is None:
-        raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
+        raise not_up(target.name)
     entries = read_releases(reader(target), target.name)
     serving = next((entry.release for entry in entries if entry.state == "serving"), seen.wanted_release)
     chosen = choose_release(entries, release, serving, target.name).release
@@ -112,7 +112,7 @@ def _roll_cloud(target: CloudTarget, chosen: str, *, yes: bool, json: bool) -> N
 
     now = target.spec()
     if now is None:
-        raise NotRunningError(f"{target.name} is not running", next_command=f"deployctl up --name {target.name}")
+        raise not_up(target.name)
     past = recall(target.mailbox, target.name, chosen)
     secret = {name: value.get_secret_value() for name in SECRETS if (value := getattr(now, name)) is not None}
     values = past.spec | secret | {"name": target.name}
