@@ -12,37 +12,34 @@ def confirm_name(what: str, name: str, *, yes: bool, command: str) -> None:
     names it, which needs no question. Raises DeclinedError, UsageError, StoppedError."""
     if yes:
         return
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"{what}: there is no terminal to ask for confirmation",
-            why="standard input is not a terminal",
-            next_command=command,
-        )
-    sys.stderr.write(f"{what}. Type its name, {name}, to go on: ")
-    sys.stderr.flush()
-    try:
-        answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        raise StoppedError("stopped by Ctrl-C", why="nothing was changed") from None
+    unchanged = "nothing was changed"
+    _expect_terminal(f"{what}: there is no terminal to ask for confirmation", command)
+    answer = _ask(f"{what}. Type its name, {name}, to go on: ", unchanged)
     if answer.strip() != name:
-        raise DeclinedError("stopped: that is not its name", why="nothing was changed", next_command=command)
+        raise DeclinedError("stopped: that is not its name", why=unchanged, next_command=command)
 
 
 def confirm(question: str, *, yes: bool, command: str) -> None:
     """Returns when the user agrees. Raises DeclinedError, or UsageError where nobody can be asked."""
     if yes:
         return
+    unchanged = "nothing was started or changed"
+    _expect_terminal("there is no terminal to ask for confirmation", f"{command} --yes")
+    answer = _ask(f"{question} [Y/n] ", unchanged)
+    if answer.strip().lower() not in ("", "y", "yes") or not answer:
+        raise DeclinedError("stopped: the answer was no", why=unchanged)
+
+
+def _expect_terminal(refusal: str, command: str) -> None:
     if not sys.stdin.isatty():
-        raise UsageError(
-            "there is no terminal to ask for confirmation",
-            why="standard input is not a terminal",
-            next_command=f"{command} --yes",
-        )
-    sys.stderr.write(f"{question} [Y/n] ")
+        raise UsageError(refusal, why="standard input is not a terminal", next_command=command)
+
+
+def _ask(prompt: str, unchanged: str) -> str:
+    """One line; empty at the end of the input. Raises StoppedError."""
+    sys.stderr.write(prompt)
     sys.stderr.flush()
     try:
-        answer = sys.stdin.readline()
+        return sys.stdin.readline()
     except KeyboardInterrupt:
-        raise StoppedError("stopped by Ctrl-C", why="nothing was started or changed") from None
-    if answer.strip().lower() not in ("", "y", "yes") or not answer:
-        raise DeclinedError("stopped: the answer was no", why="nothing was started or changed")
+        raise StoppedError("stopped by Ctrl-C", why=unchanged) from None
