@@ -45,16 +45,7 @@ def ready_text(name: str, access: Access, *, model: str) -> str:
     return "\n".join(
         [
             *access_lines(name, access),
-            "",
-            "From the shell:",
-            _indent(snippet_curl(access)),
-            "",
-            "From Python (pip install openai):",
-            _indent(snippet_python(access)),
-            "",
-            f"  talk to it  deployctl chat --name {name}",
-            f'  for tools   eval "$(deployctl endpoint {name} --env)"',
-            f"  its logs    deployctl logs {name} -f",
+            *usage_lines(name, access),
             f"  stop it     deployctl down {name}",
             "",
             *cloud_text(model),
@@ -77,24 +68,35 @@ def access_lines(name: str, access: Access) -> list[str]:
     ]
 
 
+def trust_lines(pem: Path | None) -> list[str]:
+    return [f"  trust     {pem}"] if pem is not None else []
+
+
+def usage_lines(name: str, access: Access, pem: Path | None = None) -> list[str]:
+    """Snippets, and what to type next wherever a deployment lives."""
+    return [
+        "",
+        "From the shell:",
+        _indent(snippet_curl(access, pem)),
+        "",
+        "From Python (pip install openai):",
+        _indent(snippet_python(access, pem)),
+        "",
+        f"  talk to it  deployctl chat --name {name}",
+        f'  for tools   eval "$(deployctl endpoint {name} --env)"',
+        f"  its logs    deployctl logs {name} -f",
+    ]
+
+
 def cloud_ready_text(name: str, access: Access, pem: Path | None, seen: Observation) -> str:
     """Endpoint, key, machine, price and end; snippets that pin the certificate; what to type next."""
-    lines = [*access_lines(name, access), f"  machine   {machine_text(seen)}", f"  price     {money_text(seen)}"]
-    if pem is not None:
-        lines.append(f"  trust     {pem}")
     return "\n".join(
         [
-            *lines,
-            "",
-            "From the shell:",
-            _indent(snippet_curl(access, pem)),
-            "",
-            "From Python (pip install openai):",
-            _indent(snippet_python(access, pem)),
-            "",
-            f"  talk to it  deployctl chat --name {name}",
-            f'  for tools   eval "$(deployctl endpoint {name} --env)"',
-            f"  its logs    deployctl logs {name} -f",
+            *access_lines(name, access),
+            f"  machine   {machine_text(seen)}",
+            f"  price     {money_text(seen)}",
+            *trust_lines(pem),
+            *usage_lines(name, access, pem),
             f"  end it      deployctl down {name}",
         ]
     )
@@ -102,22 +104,12 @@ def cloud_ready_text(name: str, access: Access, pem: Path | None, seen: Observat
 
 def host_ready_text(name: str, access: Access, pem: Path | None, machine: str) -> str:
     """Endpoint, key, machine, snippets that pin the certificate; what to type next."""
-    trust = [f"  trust     {pem}"] if pem is not None else []
     return "\n".join(
         [
             *access_lines(name, access),
             f"  machine   {machine}",
-            *trust,
-            "",
-            "From the shell:",
-            _indent(snippet_curl(access, pem)),
-            "",
-            "From Python (pip install openai):",
-            _indent(snippet_python(access, pem)),
-            "",
-            f"  talk to it  deployctl chat --name {name}",
-            f'  for tools   eval "$(deployctl endpoint {name} --env)"',
-            f"  its logs    deployctl logs {name} -f",
+            *trust_lines(pem),
+            *usage_lines(name, access, pem),
             f"  a shell     deployctl ssh {name}",
             f"  end it      deployctl down {name}",
         ]
