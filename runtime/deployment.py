@@ -5,7 +5,7 @@ It holds no secret: API keys travel as SHA-256 in `keys.json`, hub tokens in `se
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -19,6 +19,11 @@ RequestLogMode = Literal["off", "redacted", "full"]
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of everything that crosses a wall as JSON: frozen, and an unknown field is an error."""
+
+
+class Note(Struct, frozen=True, forbid_unknown_fields=False):
+    """Base of what another version may read or have written, and may leave a part of: reports, and the envelope of an
+    order. What must be honoured belongs into `Deployment`, which its reader understands as a whole."""
 
 
 class ModelSource(Struct, frozen=True):
@@ -114,7 +119,7 @@ class ApiKey(Struct, frozen=True):
     expires_at: int | None = None
 
 
-class Weights(Struct, frozen=True):
+class Weights(Note, frozen=True):
     """`weights.json` in a release folder: where the agent put the model. `revision` is the resolved commit."""
 
     path: str
@@ -129,6 +134,26 @@ def encode(value: Struct | list[ApiKey]) -> bytes:
 def decode_deployment(data: bytes) -> Deployment:
     """Raises msgspec.ValidationError with the path of the first wrong field."""
     return msgspec.json.decode(data, type=Deployment)
+
+
+def decode_known(data: bytes) -> Deployment:
+    """What this version knows of a `deployment.json` that may be of another one. Raises msgspec.DecodeError."""
+    return msgspec.convert(_known(msgspec.json.decode(data), Deployment), Deployment)
+
+
+def _known(value: Any, kind: type[Struct]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    inner = {field.name: _struct_in(field.type) for field in msgspec.structs.fields(kind)}
+    return {
+        name: item if (of := inner[name]) is None else _known(item, of) for name, item in value.items() if name in inner
+    }
+
+
+def _struct_in(annotation: Any) -> type[Struct] | None:
+    """`Setup` of `Setup | None`; None for what is no Struct."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Struct)), None)
 
 
 def decode_keys(data: bytes) -> list[ApiKey]:

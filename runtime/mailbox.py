@@ -30,7 +30,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from runtime.bucket import Bucket
-from runtime.deployment import Struct
+from runtime.deployment import Note
 
 CURRENT = "release/current.json"
 KEYS = "release/keys.json"
@@ -61,7 +61,7 @@ def wheel_key(release: str, file_name: str) -> str:
     return f"release/{release}/{file_name}"
 
 
-class Current(Struct, frozen=True):
+class Current(Note, frozen=True):
     """`release/current.json`: what the machine should run now."""
 
     release: str
@@ -72,7 +72,7 @@ class Current(Struct, frozen=True):
     index_url: str | None = None
 
 
-class Life(Struct, frozen=True):
+class Life(Note, frozen=True):
     """`release/life.json`. Not part of a release: `extend` must not look like a redeploy.
 
     `expires_at`: seconds since the epoch when the cloud's timer deletes the machine, which then switches itself off as
@@ -85,7 +85,7 @@ class Life(Struct, frozen=True):
     woken_at: int | None = None
 
 
-class Asked(Struct, frozen=True):
+class Asked(Note, frozen=True):
     """`release/asked.json`: who gave the last order, for the machine's own journal. No part of a release: another
     person is no reason to deploy anew. `at`: seconds since the epoch."""
 
@@ -94,7 +94,7 @@ class Asked(Struct, frozen=True):
     at: float
 
 
-class Identity(Struct, frozen=True):
+class Identity(Note, frozen=True):
     """`status/identity.json`: what a client pins for this instance. `certificate` is PEM, None without TLS;
     `ssh_host_key` is one line of the form "ssh-ed25519 AAAA…"."""
 
@@ -103,7 +103,7 @@ class Identity(Struct, frozen=True):
     certificate: str | None = None
 
 
-class Status(Struct, frozen=True):
+class Status(Note, frozen=True):
     """`status/status.json`: how far the machine is. `error` and `hint` are set when the phase has failed."""
 
     instance_id: str
@@ -119,7 +119,7 @@ class Status(Struct, frozen=True):
     schema: int = 1
 
 
-class Built(Struct, frozen=True):
+class Built(Note, frozen=True):
     """`status/built.json`: what the release that became ready last really runs on. None = not there, or not known.
 
     `torch`, `transformers`: versions; `driver`: NVIDIA's, on a GPU; `model_commit`: what the revision stood for.
@@ -132,7 +132,7 @@ class Built(Struct, frozen=True):
     driver: str | None = None
 
 
-class ReleaseEntry(Struct, frozen=True):
+class ReleaseEntry(Note, frozen=True):
     """One release that the machine keeps. `wheel`: the first digits of its wheel's SHA-256, None = the version that was
     there before. `ready_at`: seconds since the epoch when it served last, None = it never has."""
 

@@ -18,7 +18,7 @@ from runtime.agent.files import PRIVATE, Access
 from runtime.agent.process import PACKAGES
 from runtime.agent.releases import Release
 from runtime.agent.serving import Health, probe_health
-from runtime.agent.status import Report
+from runtime.agent.status import PhaseError, Report
 from runtime.agent.units import UnitManager
 from runtime.agent.weights import Caches
 from runtime.mailbox import Current, Mailbox
@@ -67,6 +67,11 @@ class Machine(Protocol):
     def resume(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> bool:
         """After a boot: what the engine of a release that served before it needs, without a download. False: it cannot
         serve, or nobody expects it to, because a person has just started something else."""
+        ...
+
+    def overtake(self, wanted: Current, why: str, report: Report) -> None:
+        """Makes the version that a release brings the agent's own, because this one cannot read it: `why`. Nothing that
+        serves is touched. Raises PhaseError where that is impossible or does not help."""
         ...
 
     def packages(self, release: Release) -> list[str] | None:
@@ -134,6 +139,13 @@ class LocalMachine:
 
     def resume(self, release: Release, need_bytes: Callable[[Caches], int], report: Report) -> bool:
         return False
+
+    def overtake(self, wanted: Current, why: str, report: Report) -> None:
+        raise PhaseError(
+            f"{why}: it was asked for by another version of deployctl than the one that runs here",
+            "`deployctl stop`, then `deployctl wake` start the installed version; then the same command again",
+            retry=False,
+        )
 
     def packages(self, release: Release) -> list[str] | None:
         overlaid = release.folder / PACKAGES

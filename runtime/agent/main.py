@@ -23,7 +23,7 @@ from runtime.agent import built
 from runtime.agent.control import SupervisorClient
 from runtime.agent.fingerprint import Fingerprints
 from runtime.agent.machine import LocalMachine, Machine
-from runtime.agent.releases import Failure, Release, ReleaseError, Releases
+from runtime.agent.releases import Failure, Release, ReleaseError, Releases, UnreadableError
 from runtime.agent.serving import Serving
 from runtime.agent.status import MIN_INTERVAL_S, PhaseError, Progress, Report, StatusBoard
 from runtime.agent.supervisor import read_record
@@ -126,10 +126,13 @@ class Agent:
         phase: Phase = "python"
         release: Release | None = None
         try:
-            release = self._releases.install(self._mailbox, wanted)
+            self._resume(wanted)
+            release = self._install(wanted)
+            if release is None:
+                return
             if self._serving.is_ready(release):
                 phase = "load"
-                self._serving.reopen(release, self._report_as(release, phase))
+                self._serving.reopen(release, self._report_as(release.id, phase))
                 self._succeed(wanted, release)
                 return
             if (failure := release.failure()) is not None:
@@ -137,7 +140,6 @@ class Agent:
                 return
             self._log(f"release {release.id}: {release.deployment.model.source}")
             self._serving.start_server()
-            self._resume(wanted)
             for phase, work in self._plan(wanted, release):
                 self._note(release, phase)
                 work()
@@ -157,6 +159,16 @@ class Agent:
             self._working_on = None
         self._publish_releases()
 
+    def _install(self, wanted: Current) -> Release | None:
+        """None: this version cannot read the release, and the agent is to start again on the one that it brings."""
+        try:
+            return self._releases.install(self._mailbox, wanted)
+        except UnreadableError as error:
+            self._log(f"{error}; it may be of a newer version")
+            self._machine.overtake(wanted, str(error), self._report_as(wanted.release, "python"))
+            self._stop.set()
+            return None
+
     def _resume(self, wanted: Current) -> None:
         """After a boot in the middle of a redeploy, the release that served until then serves while the wanted one is
         made ready."""
@@ -165,6 +177,7 @@ class Agent:
             return
         try:
             if self._machine.resume(current, self._missing_of(current), lambda _: self._check_interrupted()):
+                self._serving.start_server()
                 self._serving.start_engine()
                 self._log(f"release {current.id} serves until {wanted.release} is ready")
         except PhaseError as error:
@@ -189,7 +202,7 @@ class Agent:
         machine, serving = self._machine, self._serving
 
         def report_as(phase: Phase) -> Report:
-            return self._report_as(release, phase)
+            return self._report_as(release.id, phase)
 
         def python() -> None:
             machine.prepare_python(wanted, release, report_as("python"))
@@ -227,7 +240,7 @@ class Agent:
             ("serve", serve),
         ]
 
-    def _report_as(self, release: Release, phase: Phase) -> Report:
+    def _report_as(self, release: str, phase: Phase) -> Report:
         return lambda progress: self._advance(release, phase, progress)
 
     def _succeed(
@@ -298,7 +311,7 @@ class Agent:
         failed = f"release {wanted.release} failed in phase {failure.phase}: {failure.error}"
 
         def report(progress: Progress) -> None:
-            self._advance(previous, "load", progress, f"{failed}; going back", hint)
+            self._advance(previous.id, "load", progress, f"{failed}; going back", hint)
 
         try:
             self._serving.activate(previous, report)
@@ -323,7 +336,7 @@ class Agent:
 
     def _advance(
         self,
-        release: Release,
+        release: str,
         phase: Phase,
         progress: Progress,
         error: str | None = None,
@@ -331,7 +344,7 @@ class Agent:
     ) -> None:
         self._check_interrupted()
         if self._retries == 0 or progress.percent is not None or progress.bytes:
-            self._board.post(release.id, phase, progress, error=error, hint=hint)
+            self._board.post(release, phase, progress, error=error, hint=hint)
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)

@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from runtime.agent.files import PRIVATE, Access
-from runtime.deployment import Deployment, Struct, Weights, decode_deployment, decode_weights, encode
+from runtime.deployment import Deployment, Note, Weights, decode_deployment, decode_known, decode_weights, encode
 from runtime.mailbox import Current, Mailbox, Phase, ReleaseEntry
 
 KEEP = 3
@@ -34,7 +34,11 @@ class ReleaseError(ValueError):
     """The mailbox asks for a release that is missing, broken or badly named."""
 
 
-class Failure(Struct, frozen=True):
+class UnreadableError(ReleaseError):
+    """The release is there, but its deployment.json is of another version of deployctl."""
+
+
+class Failure(Note, frozen=True):
     """Why a release was given up. `phase` is where."""
 
     phase: Phase
@@ -91,7 +95,8 @@ class Releases:
         self._access = access
 
     def install(self, mailbox: Mailbox, current: Current) -> Release:
-        """Copies the release's `deployment.json` from the mailbox. Safe to repeat. Raises ReleaseError."""
+        """Copies the release's `deployment.json` from the mailbox. Safe to repeat. Raises ReleaseError, and
+        UnreadableError before anything is written."""
         if not _ID.fullmatch(current.release):
             raise ReleaseError(f"release id {current.release!r} is not a plain name")
         data = mailbox.get(current.deployment)
@@ -100,7 +105,7 @@ class Releases:
         try:
             deployment = decode_deployment(data)
         except msgspec.DecodeError as error:
-            raise ReleaseError(f"release {current.release}: {current.deployment}: {error}") from error
+            raise UnreadableError(f"release {current.release}: {current.deployment}: {error}") from error
         folder = self.root / current.release
         if _read(folder / "deployment.json") != data:
             self._access.write(folder / "deployment.json", data)
@@ -154,8 +159,12 @@ class Releases:
                 shutil.rmtree(folder)
 
     def _open(self, folder: Path) -> Release | None:
+        """A release of a newer version, after the way back to an older one, is known as far as this one can read it."""
         data = _read(folder / "deployment.json")
-        return None if data is None else Release(folder.name, folder, decode_deployment(data), self._access)
+        try:
+            return None if data is None else Release(folder.name, folder, decode_known(data), self._access)
+        except msgspec.DecodeError:
+            return None
 
 
 def _entry(release: Release, serving: str | None) -> ReleaseEntry:

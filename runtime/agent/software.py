@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +27,7 @@ from runtime.agent.installer import InstallJob, Source
 from runtime.agent.releases import Release
 from runtime.agent.status import PhaseError, Report
 from runtime.agent.worker import WorkerError, run_worker
-from runtime.deployment import Deployment, Setup, Struct
+from runtime.deployment import Deployment, Setup, Struct, decode_known
 from runtime.mailbox import Current, Mailbox, write_atomic
 from runtime.vm import Place
 
@@ -38,6 +39,14 @@ HUB_EXTRA, HUB_PACKAGE = "modelscope", "modelscope-hub"  # only for models that 
 TORCH_INDEX = "https://download.pytorch.org/whl/"  # below it one index per build: cpu, cu126, …
 CPU_BUILD = "cpu"
 OLD_DRIVER_BUILD = "cu126"  # for drivers that CUDA 13, which the default builds need, does not run on
+ANOTHER_VERSION = "redeploy with a deployctl, or a --runtime-wheel, of the version that made this release"
+# Run by another version's interpreter: its agent starts, and reads what stands on standard input.
+READS = """
+import sys
+import runtime.agent.vm_machine
+from runtime.deployment import decode_deployment
+decode_deployment(sys.stdin.buffer.read())
+"""
 DEFAULT_BUILD_NEEDS = phases.MIN_DRIVER[13]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WHEEL = re.compile(r"[A-Za-z0-9_.+-]+\.whl")
@@ -67,17 +76,40 @@ class Software:
 
     def install(self, wanted: Current, release: Release, report: Report) -> None:
         """The release's wheel with what its server needs, and the link `venv`. Raises PhaseError, BucketError."""
-        venv = self._agent_venv()
-        if wanted.wheel is not None:
-            digest = (wanted.sha256 or "").lower()
-            if not _SHA256.fullmatch(digest):
-                raise PhaseError(f"release {wanted.release} gives no SHA-256 of its wheel", "run `deployctl up` again")
-            venv = self._state / "venvs" / digest[:12]
-            if not (venv / bootstrap.READY).exists():
-                wheel = self._fetch(wanted.wheel, digest)
-                extras = ",".join(("server", *self._stores))
-                self._pip(wheel, venv, extras, self._source(wanted, release.deployment), report)
+        venv = self._build(wanted, release.deployment, report)
         link(release.folder / "venv", Path(os.path.relpath(venv, release.folder)))
+
+    def overtake(self, wanted: Current, why: str, report: Report) -> None:
+        """Points `agent` at the version that a release brings, when that one starts and can read it. `why`: what this
+        one cannot read. Raises PhaseError, BucketError."""
+        data = self._mailbox.get(wanted.deployment) or b""
+        try:
+            venv = self._build(wanted, decode_known(data), report)
+        except msgspec.DecodeError as error:
+            raise PhaseError(f"{wanted.deployment}: {error}", ANOTHER_VERSION, retry=False) from error
+        if venv.resolve() == self._agent_venv():
+            raise PhaseError(why, ANOTHER_VERSION, retry=False)
+        done = subprocess.run(
+            [venv / "bin/python", "-I", "-c", READS], input=data, capture_output=True, check=False, cwd="/"
+        )
+        if done.returncode != 0:
+            said = (done.stderr.decode(errors="replace").strip() or "it said nothing").splitlines()[-1]
+            raise PhaseError(f"{why}; nor can the version that it brings: {said}", ANOTHER_VERSION, retry=False)
+        link(self._state / "agent", Path(os.path.relpath(venv, self._state)))
+
+    def _build(self, wanted: Current, deployment: Deployment, report: Report) -> Path:
+        """The environment of the wheel that a release brings; the agent's own for one that brings none."""
+        if wanted.wheel is None:
+            return self._agent_venv()
+        digest = (wanted.sha256 or "").lower()
+        if not _SHA256.fullmatch(digest):
+            raise PhaseError(f"release {wanted.release} gives no SHA-256 of its wheel", "run `deployctl up` again")
+        venv = self._state / "venvs" / digest[:12]
+        if not (venv / bootstrap.READY).exists():
+            wheel = self._fetch(wanted.wheel, digest)
+            extras = ",".join(("server", *self._stores))
+            self._pip(wheel, venv, extras, self._source(wanted, deployment), report)
+        return venv
 
     def add_runtime(self, wanted: Current, release: Release, report: Report, driver: str | None) -> None:
         """torch and the rest of the extra `runtime`. `driver`: version of the NVIDIA driver, None on a CPU.

@@ -141,6 +141,9 @@ class VmMachine:
         self.prepare_driver(release, report)
         return release.weights() is not None and need_bytes(self.caches) == 0
 
+    def overtake(self, wanted: Current, why: str, report: Report) -> None:
+        self.software.overtake(wanted, why, report)
+
     def packages(self, release: Release) -> list[str] | None:
         return packages_of((release.folder / "venv").resolve())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from importlib import metadata
@@ -10,7 +11,18 @@ import psutil
 from agent_machine import Machine, make_model_folder, wait_for
 
 from runtime.agent.releases import Releases
-from runtime.mailbox import BUILT, PHASES, Status, decode_built
+from runtime.deployment import Deployment, encode
+from runtime.mailbox import (
+    BUILT,
+    CURRENT,
+    PHASES,
+    RELEASES,
+    Current,
+    Status,
+    decode_built,
+    decode_releases,
+    release_key,
+)
 
 
 def test_a_first_deployment_becomes_ready_and_answers(machine: Machine) -> None:
@@ -252,6 +264,40 @@ def test_a_load_that_stands_still_is_given_up_with_what_health_says(machine: Mac
     wait_for(lambda: machine.units.state("engine").state == "stopped", "the engine is stopped")
 
 
+def test_a_release_of_a_newer_version_changes_nothing_and_says_how_to_start_that_version(machine: Machine) -> None:
+    machine.deploy("r1")
+    machine.start()
+    machine.wait_ready("r1")
+    engine = machine.pid("engine")
+    machine.mailbox.put(release_key("r2"), of_a_newer_version(machine.deployment("r1")))
+    machine.mailbox.put(CURRENT, encode(Current(release="r2", deployment=release_key("r2"))))
+    status = machine.wait_status(lambda s: s.error is not None, "an error")
+    assert (status.release, status.phase) == ("r1", "ready")
+    assert "unknown field `shiny`" in (status.error or "")
+    assert "another version" in (status.error or "")
+    assert "`deployctl stop`, then `deployctl wake`" in (status.hint or "")
+    assert machine.pid("engine") == engine
+    assert not (machine.state / "releases" / "r2" / "deployment.json").exists()
+
+
+def test_a_release_of_a_newer_version_that_is_kept_does_not_disturb_an_older_agent(machine: Machine) -> None:
+    machine.deploy("r1")
+    machine.start()
+    machine.wait_ready("r1")
+    kept = machine.state / "releases" / "newer"
+    kept.mkdir()
+    (kept / "deployment.json").write_bytes(of_a_newer_version(machine.deployment("r1")))
+    machine.deploy("r2")
+    machine.wait_ready("r2")
+    listed = wait_for(lambda: machine.mailbox.get(RELEASES), "a list")
+    wait_for(lambda: b'"r2"' in (machine.mailbox.get(RELEASES) or b""), "the new release in it")
+    assert {entry.release for entry in decode_releases(machine.mailbox.get(RELEASES) or listed)} == {
+        "r1",
+        "r2",
+        "newer",
+    }
+
+
 def test_the_last_three_releases_are_kept(machine: Machine) -> None:
     machine.deploy("r1")
     machine.start()
@@ -263,6 +309,13 @@ def test_the_last_three_releases_are_kept(machine: Machine) -> None:
     current = Releases(machine.state).current()
     assert current is not None
     assert current.id == "r5"
+
+
+def of_a_newer_version(deployment: Deployment) -> bytes:
+    """Its deployment.json with fields that this version does not know."""
+    values = json.loads(encode(deployment))
+    values["engine"]["shiny"] = values["shiny"] = True
+    return json.dumps(values).encode()
 
 
 def restart_agent(machine: Machine) -> None:

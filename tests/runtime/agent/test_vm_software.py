@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from tiny_wheels import make_runtime_wheel, make_torch_wheel, make_wheel, push_b
 from runtime.agent.built import describe, fits
 from runtime.agent.files import PRIVATE
 from runtime.agent.installer import explain
-from runtime.agent.releases import Release, Releases
+from runtime.agent.releases import Release, Releases, UnreadableError
 from runtime.agent.software import CPU_BUILD, OLD_DRIVER_BUILD, Software, choose_build, packages_of
 from runtime.agent.status import PhaseError, Progress
 from runtime.deployment import Deployment, Setup, encode
@@ -69,6 +70,45 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Vm:
         vm.mailbox, [make_wheel(vm.root / "wheels", "tiny-server", "1.0"), make_torch_wheel(vm.root / "wheels")]
     )
     return vm
+
+
+def make_version(folder: Path, version: str, reads: str) -> Path:
+    """A wheel with an agent that starts. `reads`: the body of its decode_deployment."""
+    files = {
+        "runtime/agent/vm_machine.py": "",
+        "runtime/deployment.py": f"def decode_deployment(data):\n    {reads}\n",
+    }
+    return make_wheel(folder, "deployctl", version, extras={"server": (), "s3": ()}, files=files)
+
+
+def make_unreadable(vm: Vm, release: str, wheel: Path) -> Current:
+    """A release whose deployment.json is of another version."""
+    wanted, made = vm.deploy(release, wheel)
+    newer = json.loads(encode(made.deployment)) | {"shiny": True}
+    vm.mailbox.put(release_key(release), json.dumps(newer).encode())
+    with pytest.raises(UnreadableError, match="unknown field `shiny`"):
+        vm.releases.install(vm.mailbox, wanted)
+    return wanted
+
+
+def test_the_agent_takes_the_version_of_a_release_that_it_cannot_read_itself(vm: Vm) -> None:
+    wheel = make_version(vm.root / "newer", "2.0", 'assert b"shiny" in data')
+    wanted = make_unreadable(vm, "of-2.0", wheel)
+    vm.software().overtake(wanted, "why", quiet)
+    agent = (vm.state / "agent").resolve()
+    assert agent.name == sha256(wheel)[:12]
+    with pytest.raises(PhaseError, match="why"):  # once it runs there, another round cannot help
+        vm.software().overtake(wanted, "why", quiet)
+
+
+def test_a_version_that_cannot_read_its_release_either_does_not_become_the_agents(vm: Vm) -> None:
+    before = os.readlink(vm.state / "agent") if (vm.state / "agent").is_symlink() else None
+    wheel = make_version(vm.root / "odd", "3.0", 'raise ValueError("nor do I")')
+    wanted = make_unreadable(vm, "of-3.0", wheel)
+    with pytest.raises(PhaseError, match=r"why; nor can the version that it brings: ValueError: nor do I") as caught:
+        vm.software().overtake(wanted, "why", quiet)
+    assert "--runtime-wheel" in caught.value.hint
+    assert before == (os.readlink(vm.state / "agent") if (vm.state / "agent").is_symlink() else None)
 
 
 @pytest.fixture(scope="module")
