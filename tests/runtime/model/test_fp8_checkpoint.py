@@ -1,0 +1,160 @@
+"""A checkpoint in fp8 says what the numbers that it stands for say; one that is not what it claims is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from runtime.engine.load import read_release
+from runtime.engine.runner import Runner
+from runtime.engine.scheduler import Row
+from runtime.engine.sequence import Sequence
+from runtime.ipc import Sampling
+from runtime.model.checkpoint import Checkpoint, CheckpointError, Columns, Part, Rows, read_model_spec
+from runtime.model.decoder import load_decoder
+from runtime.model.matrix import Matrices, Piece
+from runtime.model_spec import UnsupportedModelError
+from runtime.ops.fp8 import Fp8Weight, dense
+from runtime.ops.ops import REFERENCE, Ops, as_is, choose
+from tests.lab import fp8_checkpoints as lab
+from tests.runtime.engine.engine_process import write_release
+
+CPU = torch.device("cpu")
+PROMPT = [(7 * i + 3) % lab.VOCAB for i in range(40)]
+KINDS = {
+    "qwen3 in blocks": (lab.qwen3, True),
+    "qwen3-moe in blocks": (lab.qwen3_moe, True),
+    "llama by tensor": (lab.llama, False),
+}
+
+
+@torch.inference_mode()
+def logits(folder: Path, ops: Ops) -> torch.Tensor:
+    """After the prompt, [1, V]."""
+    model = load_decoder(
+        read_model_spec(folder), Checkpoint(folder), ops, device=CPU, dtype=torch.float32, max_model_len=64
+    )
+    runner = Runner(model, device=CPU, dtype=torch.float32, block_size=16)
+    runner.allocate(5)
+    request = Sequence("", PROMPT, Sampling(1))
+    request.blocks = [1, 2, 3]
+    return runner.logits([Row(request, 0, len(PROMPT), samples=True)])
+
+
+def matrices(folder: Path) -> Matrices:
+    return Matrices(Checkpoint(folder), CPU, torch.float32, hold=as_is)
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blocks")
+    lab.save(lab.qwen3(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_bit_for_bit_those_of_the_unpacked_checkpoint(kind: str, tmp_path: Path) -> None:
+    config, in_blocks = KINDS[kind]
+    lab.save(config(), tmp_path, blocks=in_blocks)
+    for ops in (REFERENCE, choose(CPU, torch.float32)):
+        assert torch.equal(logits(tmp_path / "fp8", ops), logits(tmp_path / "float32", ops))
+
+
+def test_logits_are_those_of_transformers(blocks: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(blocks / "float32", dtype=torch.float32)
+    with torch.inference_mode():
+        expected = model(torch.tensor([PROMPT])).logits[0, -1:]
+    torch.testing.assert_close(logits(blocks / "fp8", REFERENCE), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_module_that_is_not_converted_is_used_as_it_is(tmp_path: Path) -> None:
+    lab.save(lab.qwen3(), tmp_path, skip="model.layers.0.self_attn.o_proj")
+    assert (
+        load_file(tmp_path / "fp8" / "model.safetensors")["model.layers.0.self_attn.o_proj.weight"].dtype.itemsize == 4
+    )
+    assert torch.equal(logits(tmp_path / "fp8", REFERENCE), logits(tmp_path / "float32", REFERENCE))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parts"),
+    [
+        ("self_attn.q_proj", (256, 192), [Rows(range(128)), Rows(range(128, 256))]),
+        ("mlp.down_proj", (192, 256), [Columns(range(128)), Columns(range(128, 256))]),
+        ("mlp.gate_proj", (256, 192), [Columns(range(128)), Columns(range(128, 192))]),
+    ],
+)
+def test_the_shares_of_ranks_are_the_whole(blocks: Path, name: str, shape: tuple[int, int], parts: list[Part]) -> None:
+    name = f"model.layers.1.{name}"
+    whole = load_file(blocks / "float32" / "model.safetensors")[f"{name}.weight"]
+    shares = [dense(matrices(blocks / "fp8").read([Piece(name, shape, part)]), torch.float32) for part in parts]
+    assert torch.equal(torch.cat(shares, dim=0 if isinstance(parts[0], Rows) else 1), whole)
+
+
+def test_what_is_kept_in_fp8_takes_one_byte_a_weight(blocks: Path) -> None:
+    parts = [("q_proj", 256), ("k_proj", 128), ("v_proj", 128)]
+    pieces = [Piece(f"model.layers.0.self_attn.{name}", (rows, 192), Rows(range(rows))) for name, rows in parts]
+    weight = matrices(blocks / "fp8").read(pieces)
+    assert isinstance(weight, Fp8Weight)
+    assert (weight.data.shape, weight.data.dtype.itemsize) == ((512, 192), 1)
+    assert (weight.scale.shape, weight.block) == ((4, 2), (128, 128))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"weight_block_size": [64, 64]}, "weight_block_size"),
+        ({"fmt": "e5m2"}, "fmt"),
+        ({"scale_fmt": "ue8m0"}, "scale_fmt"),
+        ({"activation_scheme": "odd"}, "activation_scheme"),
+        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+    ],
+)
+def test_another_kind_of_fp8_is_refused_by_the_field(blocks: Path, change: dict[str, Any], field: str) -> None:
+    config = json.loads((blocks / "fp8" / "config.json").read_text())
+    config["quantization_config"] |= change
+    with pytest.raises(UnsupportedModelError) as caught:
+        type(read_model_spec(blocks / "fp8")).from_config(config)
+    assert caught.value.field == f"quantization_config.{field}"
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
+def test_another_quantization_is_refused_by_name(blocks: Path, tmp_path: Path, method: str) -> None:
+    config = json.loads((blocks / "fp8" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    with pytest.raises(UnsupportedModelError, match=f"{method} is not supported; only fp8"):
+        read_release(write_release(tmp_path / "r1", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model.layers.0.self_attn.q_proj.weight_scale_inv": None}, r"q_proj\.weight_scale is missing"),
+        ({"model.layers.0.self_attn.k_proj.weight": torch.ones(128, 192)}, r"k_proj\.weight has dtype F32, where fp8"),
+        ({"model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(3, 3)}, r"up_proj.* has shape \[3, 3\]"),
+        ({"model.norm.weight": torch.ones(192).to(torch.float8_e4m3fn)}, "norm.weight has dtype F8_E4M3"),
+    ],
+)
+def test_tensors_that_are_not_what_they_should_be_are_named(
+    blocks: Path, tmp_path: Path, change: dict[str, torch.Tensor | None], reason: str
+) -> None:
+    tensors: dict[str, torch.Tensor | None] = {**load_file(blocks / "fp8" / "model.safetensors"), **change}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((blocks / "fp8" / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=reason):
+        logits(tmp_path, REFERENCE)
+
+
+def test_pieces_that_do_not_meet_at_whole_blocks_are_refused(blocks: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    ragged, whole = Piece("model.layers.0.mlp.down_proj", (192, 256), Rows(range(192))), Rows(range(256))
+    with pytest.raises(CheckpointError, match=r"down_proj \(192\).* not whole fp8 blocks of 128"):
+        matrices(blocks / "fp8").read([ragged, ragged])
+    with pytest.raises(CheckpointError, match="0 to 64 are not whole fp8 blocks of 128"):
+        matrices(blocks / "fp8").read([Piece(name, (256, 192), Rows(range(64)))])
+    assert len(matrices(blocks / "fp8").read([Piece(name, (256, 192), whole)])) == 256
