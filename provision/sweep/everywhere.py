@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
+from provision.naming import TAG, WEIGHTS_TAG
 from provision.sweep.model import Unknown
 
 PARALLEL = 16  # questions at once: five kinds in thirty regions take seconds
 MACHINE = "instance"
 End = int | Literal["never", "unknown"]
+A = TypeVar("A")  # one account in one region
 
 
 class CannotSearchError(Exception):
@@ -80,6 +82,15 @@ class Orphan:
     next_command: str
 
 
+@dataclass(frozen=True, slots=True)
+class Question(Generic[A]):
+    """How a cloud is asked for one kind of thing; `permission` is what it needs, in the cloud's own words."""
+
+    kind: str
+    permission: str
+    find: Callable[[A], Iterator[Tagged]]
+
+
 class TagSearch(Protocol):
     """The questions about one account. Thread-safe."""
 
@@ -129,6 +140,11 @@ def open_tag_search(cloud: str, env: Mapping[str, str]) -> TagSearch:
         return AlicloudTagSearch(env)
     except ModuleNotFoundError as error:
         raise CannotSearchError(f"{error.name} is not installed: pip install 'deployctl[{cloud}]'") from error
+
+
+def name_in(tags: Mapping[str, str]) -> str:
+    """The name in the tags of a thing of ours."""
+    return tags.get(TAG) or tags.get(WEIGHTS_TAG) or "unknown"
 
 
 def orphans(found: Iterable[Tagged], is_known: Callable[[str, str, str], bool]) -> tuple[Orphan, ...]:

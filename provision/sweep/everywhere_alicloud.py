@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from provision.catalog import REGIONS
@@ -19,20 +18,11 @@ from provision.costs import (
 from provision.naming import TAG, WEIGHTS_TAG
 from provision.sweep.alicloud import instance_price, reason_of, tags_of
 from provision.sweep.alicloud_client import AlicloudClient, ApiError, Json, Product
-from provision.sweep.everywhere import MACHINE, CannotSearchError, End, Tagged
+from provision.sweep.everywhere import MACHINE, CannotSearchError, End, Question, Tagged, name_in
 from provision.sweep.model import Unknown
 from runtime.alicloud_credentials import CredentialsError
 
 HOME_REGION = "cn-hangzhou"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """`permission` is what it needs, in RAM's words."""
-
-    kind: str
-    permission: str
-    find: Callable[[AlicloudClient], Iterator[Tagged]]
 
 
 class AlicloudTagSearch:
@@ -71,7 +61,7 @@ def _machines(api: AlicloudClient) -> Iterator[Tagged]:
         yield Tagged(
             "alicloud",
             api.region,
-            _name(item),
+            name_in(tags_of(item)),
             MACHINE,
             item["InstanceId"],
             instance_price(item),
@@ -86,14 +76,14 @@ def _addresses(api: AlicloudClient) -> Iterator[Tagged]:
     """One bound to a machine has no fee but its traffic."""
     for item in _tagged(api, "vpc", "DescribeEipAddresses", ("EipAddresses", "EipAddress")):
         price = 0.0 if item.get("InstanceId") else _in_mainland(api, ALICLOUD_IDLE_ADDRESS_USD_PER_HOUR)
-        yield Tagged("alicloud", api.region, _name(item), "elastic IP", item["AllocationId"], price)
+        yield _thing(api, item, "elastic IP", item["AllocationId"], price)
 
 
 def _gateways(api: AlicloudClient) -> Iterator[Tagged]:
     for item in _tagged(api, "vpc", "DescribeNatGateways", ("NatGateways", "NatGateway")):
         if item["Status"] != "Deleting":
             price = _in_mainland(api, ALICLOUD_NAT_USD_PER_HOUR)
-            yield Tagged("alicloud", api.region, _name(item), "NAT gateway", item["NatGatewayId"], price)
+            yield _thing(api, item, "NAT gateway", item["NatGatewayId"], price)
 
 
 def _disks(api: AlicloudClient) -> Iterator[Tagged]:
@@ -105,12 +95,16 @@ def _disks(api: AlicloudClient) -> Iterator[Tagged]:
     for id_, item in found.items():
         rate, size = ALICLOUD_DISK_USD_PER_GIB_HOUR.get(item.get("Category", "")), item.get("Size")
         price = None if rate is None or size is None else _in_mainland(api, rate * int(size))
-        yield Tagged("alicloud", api.region, _name(item), "disk", id_, price)
+        yield _thing(api, item, "disk", id_, price)
 
 
 def _snapshots(api: AlicloudClient) -> Iterator[Tagged]:
     for item in _tagged(api, "ecs", "DescribeSnapshots", ("Snapshots", "Snapshot")):
-        yield Tagged("alicloud", api.region, _name(item), "snapshot", item["SnapshotId"], None)
+        yield _thing(api, item, "snapshot", item["SnapshotId"], None)
+
+
+def _thing(api: AlicloudClient, item: Json, kind: str, id_: str, price: float | None) -> Tagged:
+    return Tagged("alicloud", api.region, name_in(tags_of(item)), kind, id_, price)
 
 
 def _tagged(
@@ -120,11 +114,6 @@ def _tagged(
     for item in api.items(product, action, path, {"Tag.1.Key": tag}):
         if tag in tags_of(item):
             yield item
-
-
-def _name(item: Json) -> str:
-    tags = tags_of(item)
-    return tags.get(TAG) or tags.get(WEIGHTS_TAG) or "unknown"
 
 
 def _in_mainland(api: AlicloudClient, usd: float) -> float | None:
@@ -142,7 +131,7 @@ def _seconds(text: str | None) -> float | None:
     return datetime.fromisoformat(text).astimezone(UTC).timestamp() if text else None
 
 
-QUESTIONS = (
+QUESTIONS: tuple[Question[AlicloudClient], ...] = (
     Question(MACHINE, "ecs:DescribeInstances", _machines),
     Question("elastic IP", "vpc:DescribeEipAddresses", _addresses),
     Question("NAT gateway", "vpc:DescribeNatGateways", _gateways),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,20 +15,11 @@ from provision.naming import PREFIX, TAG, WEIGHTS_TAG, resource_name
 from provision.sweep.aws import instance_price, refused
 from provision.sweep.aws_account import Account, Json, tags_of
 from provision.sweep.aws_calls import HOME_REGION, NO_ANSWER
-from provision.sweep.everywhere import MACHINE, CannotSearchError, End, Tagged
+from provision.sweep.everywhere import MACHINE, CannotSearchError, End, Question, Tagged, name_in
 from provision.sweep.model import Unknown
 
 OURS = {"tag-key": [TAG, WEIGHTS_TAG]}
 _AT = re.compile(r"at\((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\)")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """`permission` is what it needs, in IAM's words."""
-
-    kind: str
-    permission: str
-    find: Callable[[Account], Iterator[Tagged]]
 
 
 class AwsTagSearch:
@@ -81,9 +71,9 @@ def _machines(account: Account) -> Iterator[Tagged]:
         for item in reservation["Instances"]
         if item["State"]["Name"] != "terminated"
     ]
-    ends = _ends(account, {_name(item) for item in found}) if found else {}
+    ends = _ends(account, {name_in(tags_of(item)) for item in found}) if found else {}
     for item in found:
-        name = _name(item)
+        name = name_in(tags_of(item))
         yield Tagged(
             "aws",
             account.region,
@@ -145,15 +135,10 @@ def _snapshots(account: Account) -> Iterator[Tagged]:
 
 
 def _thing(account: Account, item: Json, kind: str, id_: str, price: float | None) -> Tagged:
-    return Tagged("aws", account.region, _name(item), kind, id_, price)
+    return Tagged("aws", account.region, name_in(tags_of(item)), kind, id_, price)
 
 
-def _name(item: Json) -> str:
-    tags = tags_of(item)
-    return tags.get(TAG) or tags.get(WEIGHTS_TAG) or "unknown"
-
-
-QUESTIONS = (
+QUESTIONS: tuple[Question[Account], ...] = (
     Question(MACHINE, "ec2:DescribeInstances", _machines),
     Question("elastic IP", "ec2:DescribeAddresses", _addresses),
     Question("NAT gateway", "ec2:DescribeNatGateways", _gateways),
