@@ -17,10 +17,11 @@ from typing import TypeVar
 import msgspec
 
 from provision import mailboxes
+from provision.agreement import agreed_file, asked_text, decide, differences, note_agreed, read_agreed
 from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
 from provision.costs import CostItem
-from provision.errors import CloudError, FailedError, NotRunningError, not_up
+from provision.errors import CloudError, FailedError, NotRunningError, UsageError, not_up
 from provision.mailbox_logs import read_mailbox_logs
 from provision.planning import MIN_LEN
 from provision.spec import DeploymentSpec
@@ -82,6 +83,7 @@ class Exports(msgspec.Struct, frozen=True):
     woken_at: int = 0
     keys: str | None = None
     key_round: int | None = None
+    asked: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,6 +136,33 @@ class CloudTarget:
         """
         values = {key: value for key, value in split_config(self.config)[0].items() if key != WAIT}
         return resolve({"name": self.name}, pulumi=values, env={}).spec if values else None
+
+    def agree(self) -> None:
+        """Before a change: what another laptop has asked for since this one looked last is taken over. Raises UsageError
+        where both have changed something, CloudError."""
+        here, there = asked_text(self.config), self.exports.asked
+        path = agreed_file(self.name, self.stack.project.folder)
+        counts = decide(here, there, read_agreed(path))
+        if there is not None and counts == "there":
+            self.stack.project.report(f"{self.name} was changed elsewhere since; that counts:")
+            for line in differences(here, there):
+                self.stack.project.report(f"  {line}")
+            self.stack.adopt_config()
+            self.forget_config()
+        if there is not None and counts == "nobody knows":
+            raise UsageError(
+                f"the config of {self.name} here is not what its last update was asked, and both may be meant",
+                why="\n".join(differences(here, there)),
+                next_command=f"rm {self.stack.config_file}, to go on with what is there; or pulumi up --stack "
+                f"{self.name}, for what is here",
+            )
+        if counts != "here":
+            self.note_agreed()
+
+    def note_agreed(self) -> None:
+        """The config here and the last update belong together."""
+        path = agreed_file(self.name, self.stack.project.folder)
+        note_agreed(path, asked_text(self.config), self.exports.asked)
 
     def forget(self) -> None:
         """What was read is read anew from now on."""
@@ -238,11 +267,7 @@ class CloudTarget:
             certificate = self.certificate() if spec.tls == "pinned" else None
             deployment = self.deployment()
         except BucketError as error:
-            raise CloudError(
-                f"the mailbox of {self.name} cannot be read, so nobody knows which certificate to trust",
-                why=str(error),
-                next_command=f"deployctl status {self.name}",
-            ) from error
+            raise unread(self.name, error, "certificate") from error
         if spec.tls == "pinned" and certificate is None:
             raise NotRunningError(
                 f"{self.name} has not published its certificate yet", next_command=f"deployctl up --name {self.name}"
@@ -313,6 +338,15 @@ def sweep_away(cloud: str, region: str, name: str, report: Report, *, keep_disk:
             report(f"  {what} stays: {why}")
         sweep = find_leftovers(cloud, region, name, keep_weights=keep_disk, patience_s=PATIENCE_S)
     return sweep
+
+
+def unread(name: str, error: BucketError, what: str) -> CloudError:
+    """For a mailbox that should have said which certificate or host key is the machine's."""
+    return CloudError(
+        f"the mailbox of {name} cannot be read, so nobody knows which {what} to trust",
+        why=str(error),
+        next_command=f"deployctl status {name}",
+    )
 
 
 def failure_of(target: CloudTarget, seen: Observation) -> FailedError:

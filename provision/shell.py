@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision import process
-from provision.errors import CloudError, ConnectionFailedError, NotRunningError, UsageError
+from provision.errors import ConnectionFailedError, NotRunningError, UsageError
 from provision.ssh import PORT, TRANSPORT_FAILED, Login, explain, is_transport_failure
 from provision.trust import known_hosts_file, ssh_key_file
 from provision.ways import CloudAssistant, Direct, Way, choose_way, describe, forward_argv, proxy_argv, require_tools
@@ -67,6 +67,7 @@ def shell_of(target: Deployed, identity: Path | None = None) -> Shell:
 def cloud_shell(target: CloudTarget, identity: Path | None) -> Shell:
     """Raises NotRunningError where there is no machine or it has said nothing yet, CloudError where the mailbox, which
     has its host key, cannot be read."""
+    from provision.cloud import unread
     from runtime.bucket import BucketError
 
     exports, spec = target.exports, target.spec()
@@ -75,11 +76,7 @@ def cloud_shell(target: CloudTarget, identity: Path | None) -> Shell:
     try:
         found = target.identity()
     except BucketError as error:
-        raise CloudError(
-            f"the mailbox of {target.name} cannot be read, so nobody knows which host key to trust",
-            why=str(error),
-            next_command=f"deployctl status {target.name}",
-        ) from error
+        raise unread(target.name, error, "host key") from error
     if found is None or found.ssh_host_key is None:
         raise NotRunningError(
             f"{target.name} has not published its SSH host key yet",
