@@ -94,6 +94,12 @@ def choose(device: torch.device, dtype: torch.dtype, quantization: str | None = 
 
         return cpu_ops()
     if quantization == "fp8":
-        return replace(REFERENCE, hold=quantize)
-    pack = unpacked(pack_linear, dtype)
-    return replace(REFERENCE, pack_linear=pack, pack_experts=one_by_one(pack, REFERENCE.silu_mul))
+        plain = replace(REFERENCE, hold=quantize)
+    else:
+        pack = unpacked(pack_linear, dtype)
+        plain = replace(REFERENCE, pack_linear=pack, pack_experts=one_by_one(pack, REFERENCE.silu_mul))
+    if device.type == "cuda":
+        from runtime.ops.gpu import gpu_ops
+
+        return gpu_ops(plain, dtype)
+    return plain

@@ -1,0 +1,37 @@
+"""Ops on an NVIDIA GPU: Triton kernels where Triton is installed, which torch's CUDA builds bring; else torch's own.
+
+Unquantized linear layers stay torch's: cuBLAS knows the shapes and cards.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from importlib.util import find_spec
+
+import torch
+
+from runtime.ops.ops import Ops, one_by_one
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+log = logging.getLogger("engine")
+
+
+def gpu_ops(plain: Ops, dtype: torch.dtype) -> Ops:
+    """`plain` with every op that has a kernel for `dtype` replaced by it."""
+    if dtype not in DTYPES or find_spec("triton") is None:
+        log.warning("GPU kernels: Triton has none for %s here, using torch (slower)", dtype)
+        return plain
+    from runtime.ops import triton_attention, triton_elementwise
+
+    return replace(
+        plain,
+        name="gpu",
+        pack_experts=one_by_one(plain.pack_linear, triton_elementwise.silu_mul),
+        rms_norm=triton_elementwise.rms_norm,
+        add_rms_norm=triton_elementwise.add_rms_norm,
+        silu_mul=triton_elementwise.silu_mul,
+        rope_write=triton_elementwise.rope_write,
+        attention=triton_attention.attention,
+    )
