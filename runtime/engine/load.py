@@ -105,7 +105,7 @@ def load_runner(
         release.spec, checkpoint, ops, device=device, dtype=dtype, max_model_len=options.max_model_len, group=group
     )
     log.info("loaded %s: %s, %s ops, %s", folder.name, release.spec.family, ops.name, options.dtype)
-    return Runner(model, device=device, dtype=dtype, block_size=options.block_size, others=others)
+    return Runner(model, device=device, dtype=dtype, block_size=options.block_size, group=group, others=others)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,11 @@
-"""The engine's loop: drain commands ► plan ► run ► apply ► send. One thread, no locks.
+"""The engine's loop: drain commands ► plan ► launch ► read ► apply ► send. One thread, no locks.
+
+With `overlap`, a step is launched before the one ahead of it has been read: the device does not wait for the host.
+
+    device    | step 1        | step 2        | step 3        |
+    host      launch 2 │ read 1, apply, send │ launch 3 │ read 2, apply, send │ …
+
+The scheduler says what a step may not run ahead of (runtime.engine.scheduler).
 
 What fails in a step ends the process with status 70 (runtime.engine.main), and the supervisor starts it again; the one
 exception is the first time that a prompt's part of a step finds no GPU memory. A watchdog thread ends a loop that no
@@ -13,6 +20,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +33,7 @@ from runtime.engine.runner import Runner
 from runtime.engine.scheduler import Row, Scheduler
 from runtime.engine.sequence import Sequence
 from runtime.ipc import Abort, FinishReason, Heartbeat, Output, Outputs, Submit, ToEngine, TokenLogprobs
-from runtime.ops.sampling import INVALID, Logprobs, Sample
+from runtime.ops.sampling import INVALID, Drawn, Logprobs, Sample
 
 IDLE_POLL_S = 1.0
 MAX_REASON = 300  # characters of a grammar's failure
@@ -62,6 +70,15 @@ class Watchdog:
                 os._exit(CRASHED)
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that has been launched. `broken`: why a grammar failed, by request id."""
+
+    rows: list[Row]
+    drawn: Drawn
+    broken: dict[str, str]
+
+
 class EngineLoop:
     """Requests in, tokens out, until the process ends."""
 
@@ -73,6 +90,8 @@ class EngineLoop:
         watchdog: Watchdog,
         grammars: Grammars,
         gpus: GpuWatch,
+        *,
+        overlap: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -80,6 +99,8 @@ class EngineLoop:
         self.watchdog = watchdog
         self.grammars = grammars
         self.gpus = gpus
+        self.overlap = overlap  # of no use where the device's operations block, as a CPU's do
+        self._flight: Flight | None = None  # launched and not read
         self._was_out_of_memory = False
         self._eos = frozenset(runner.model.spec.eos_token_ids)
 
@@ -94,39 +115,51 @@ class EngineLoop:
                 self.link.send(Heartbeat(self.scheduler.stats(), self.watchdog.limit_s))
 
     def step(self) -> list[Output]:
-        """Plans and runs one step; returns what it produced."""
+        """Plans and launches a step, then reads the one that is due: the same, or with `overlap` the one before.
+
+        Returns what that yields.
+        """
         self.watchdog.begin()
         rows = self.scheduler.plan()
-        self._note_starts(rows)
-        allowed, broken = self._masks(rows)
-        samples = self._samples(rows, allowed)
-        if samples is None:
-            outputs = [self._relieve(_largest(rows).seq)]
-        else:
-            self.scheduler.apply(rows, [sample.token for sample in samples])
-            sampled = (row.seq for row in rows if row.samples)
-            outputs = [
-                self._output(seq, found, broken.get(seq.id)) for seq, found in zip(sampled, samples, strict=True)
-            ]
+        launched = self._launch(rows) if rows else None
+        outputs = [self._relieve(rows)] if rows and launched is None else []
+        due, self._flight = (self._flight, launched) if self.overlap else (launched, None)
+        if due is not None:
+            outputs += self._land(due)
         self.watchdog.end()
         return outputs
 
-    def _samples(self, rows: list[Row], allowed: dict[str, Tensor]) -> list[Sample] | None:
-        """Runs the rows on the device. None = no memory for a prompt's part, for the first time."""
+    def _launch(self, rows: list[Row]) -> Flight | None:
+        """Starts the rows on the device. None = no memory for a prompt's part, for the first time."""
+        self._note_starts(rows)
+        allowed, broken = self._masks(rows)
         try:
-            return self.runner.step(rows, allowed)
+            return Flight(rows, self.runner.launch(rows, allowed), broken)
         except torch.OutOfMemoryError:
+            self.scheduler.cancel(rows)
             # Decodes fit by construction, and other ranks wait in the middle of this step: nothing to go on with.
             if self._was_out_of_memory or _largest(rows).count == 1 or not self.runner.alone:
                 raise
             return None
 
-    def _relieve(self, seq: Sequence) -> Output:
+    def _land(self, flight: Flight) -> list[Output]:
+        """Waits for the step and takes its tokens; those of requests that have ended meanwhile are dropped."""
+        samples = flight.drawn.read()
+        self.scheduler.apply(flight.rows, [sample.token for sample in samples])
+        sampled = (row.seq for row in flight.rows if row.samples)
+        return [
+            self._output(seq, found, flight.broken.get(seq.id))
+            for seq, found in zip(sampled, samples, strict=True)
+            if not seq.ended
+        ]
+
+    def _relieve(self, rows: list[Row]) -> Output:
         """Ends the request with the largest part in a step that found no memory, and plans smaller steps from now on.
 
-        The others' parts were not applied: the next step computes them again.
+        The others' parts are computed again by the next step.
         """
         self._was_out_of_memory = True
+        seq = _largest(rows).seq
         budget = max(1, self.scheduler.max_batched_tokens // 2)
         log.error("out of memory: request %s fails, a step takes at most %d tokens from now on", seq.id, budget)
         self.scheduler.max_batched_tokens = budget

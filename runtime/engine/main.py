@@ -7,6 +7,7 @@ starting again cannot help. With 78 the last line on stderr is `error: … | hin
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -91,7 +92,8 @@ def _serve(release_dir: Path, run_dir: Path) -> None:
     )
     log.info("ready after %.1f s", time.monotonic() - begin)
     grammars = Grammars(Path(weights.path), spec.vocab_size, spec.eos_token_ids)
-    EngineLoop(scheduler, runner, link, watchdog, grammars, GpuWatch()).run()
+    gc.freeze()  # weights and modules stay: no pass of the collector need look at them again
+    EngineLoop(scheduler, runner, link, watchdog, grammars, GpuWatch(), overlap=runner.device.type == "cuda").run()
 
 
 def _load_with_ranks(release: Release, release_dir: Path, run_dir: Path, link: ServerLink) -> Runner:

@@ -16,15 +16,17 @@ from runtime.engine.sequence import Sequence
 from runtime.engine.step import INT32, pack_step, unpack_step
 from runtime.ipc import Sampling
 from runtime.model.decoder import Decoder
-from runtime.ops.sampling import Sample, SamplingRow, sample
+from runtime.model.group import ALONE, Group
+from runtime.ops.sampling import Drawn, Sample, SamplingRow, draw
 
 REHEARSED = Sampling(max_tokens=1, temperature=1.0, top_p=0.9, top_k=50)
 
 
 class Runner:
-    """One model on one device. Call `allocate` once after measuring, then `step`.
+    """One model on one device. Call `allocate` once after measuring, then `launch`, or `step` to wait for the tokens.
 
-    `others`: the ranks that hold the rest of the model, where there are any; they do each thing that is done here.
+    `others`: the channels to the ranks that hold the rest of the model, where there are any; they do each thing that is
+    done here.
     """
 
     def __init__(
@@ -34,14 +36,18 @@ class Runner:
         device: torch.device,
         dtype: torch.dtype,
         block_size: int,
+        group: Group = ALONE,
         others: tuple[Channel, ...] = (),
     ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
         self.block_size = block_size
+        self.group = group
         self.caches: list[Tensor] = []
         self._others = others
+        self._chosen = torch.empty(0, dtype=torch.int64, device=device)  # by the newest step
+        self._places: dict[str, int] = {}  # of each request's token among them
         self._eos = tuple(model.spec.eos_token_ids)
 
     @property
@@ -69,26 +75,38 @@ class Runner:
         self.tell(Kind.MEASURE)
         return min([blocks, *(array(INT32, bytes(channel.receive()[1]))[0] for channel in self._others)])
 
-    @torch.inference_mode()
     def step(self, rows: list[Row], allowed: Mapping[str, Tensor] | None = None) -> list[Sample]:
-        """Runs the rows; returns one sample for each row that asks for one (token INVALID for broken logits).
+        """`launch`, and waits for what it yields."""
+        return self.launch(rows, allowed).read()
+
+    @torch.inference_mode()
+    def launch(self, rows: list[Row], allowed: Mapping[str, Tensor] | None = None) -> Drawn:
+        """Starts the rows; one sample is to come for each row that asks for one (token INVALID for broken logits).
 
         `allowed`: [V] bool by request id, where a grammar leaves only some tokens.
         """
-        logits = self.logits(rows)
         masks = allowed or {}
-        sampling = [self._sampling(row, masks.get(row.seq.id)) for row in rows if row.samples]
-        return sample(logits, sampling) if sampling else []
+        sampled = [row for row in rows if row.samples]
+        drawn = draw(self.logits(rows), [self._sampling(row, masks.get(row.seq.id)) for row in sampled])
+        self._chosen = drawn.tokens
+        self._places = {row.seq.id: place for place, row in enumerate(sampled)}
+        return drawn
 
     def logits(self, rows: list[Row]) -> Tensor:
-        """[S, V] in float32 for the rows that sample, after all ranks have run the step."""
-        packed = pack_step(rows, self.block_size)
+        """[S, V] in float32 for the rows that sample, of a step that every rank runs."""
+        packed = pack_step(rows, self.block_size, self._places)
         self.tell(Kind.STEP, packed)
         return self.forward(packed)
 
     def forward(self, packed: array[int] | bytearray) -> Tensor:
         """This rank's part in one packed step (runtime.engine.step)."""
-        return self.model.forward(unpack_step(packed, self.device), self.caches)
+        return self.model.forward(unpack_step(packed, self.device, self._newest), self.caches)
+
+    def _newest(self, count: int) -> Tensor:
+        """The first `count` tokens that the step before chose: rank 0, which chose them, tells the others."""
+        if self.group.rank > 0:
+            self._chosen = torch.empty(count, dtype=torch.int64, device=self.device)
+        return self.group.broadcast(self._chosen[:count])
 
     def rehearse(self, num_tokens: int, num_seqs: int) -> float:
         """Runs a step of `num_tokens` prompt tokens that ends in `num_seqs` samples on the padding block.
@@ -119,14 +137,15 @@ class Runner:
 
     def _sampling(self, row: Row, allowed: Tensor | None) -> SamplingRow:
         seq, s = row.seq, row.seq.sampling
-        too_early = seq.num_output < s.min_tokens
+        position = row.start + row.count
+        too_early = position - seq.num_prompt < s.min_tokens
         return SamplingRow(
             temperature=s.temperature,
             top_p=s.top_p,
             top_k=s.top_k,
             min_p=s.min_p,
             seed=s.seed,
-            position=len(seq.tokens),
+            position=position,
             banned=(*self._eos, *s.stop_token_ids) if too_early else (),
             bias=s.logit_bias,
             presence_penalty=s.presence_penalty,

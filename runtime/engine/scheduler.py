@@ -4,6 +4,14 @@ There is no prefill and no decode phase: each request's `num_computed` catches u
 budget per step. Running requests come first, oldest first, so that a long prompt is chunked beside the decodes that
 were there before it; what is left of the budget admits waiting requests. When blocks run out, the youngest
 running request is preempted: it gives its blocks back, waits at the front, and is recomputed.
+
+A step may be planned while the one before it still runs ("in flight"), as if no token of that one ended a request:
+
+    plan 1 ── run ──────── apply 1
+                plan 2 ─── run ─────── apply 2     what ends in step 1 has a row in step 2, whose token is dropped
+
+What must be known first waits: such a plan preempts nobody, a grammar or a penalty asks for the newest token first, and
+blocks are given back once the last step that uses them has been applied.
 """
 
 from __future__ import annotations
@@ -27,7 +35,8 @@ class Row:
 
 
 class Scheduler:
-    """Admission, chunking, preemption and finish. One call of `plan`, one of `apply` per step."""
+    """Admission, chunking, preemption and finish. One call of `plan`, one of `apply` (or `cancel`) per step, in order;
+    at most one step is in flight when `plan` is called."""
 
     def __init__(
         self,
@@ -47,6 +56,8 @@ class Scheduler:
         self.prefix_cache = prefix_cache
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         self.running: dict[str, Sequence] = {}  # insertion order = age
+        self.leaving: list[Sequence] = []  # ended, with blocks that a step in flight uses
+        self.in_flight = 0  # steps planned and not yet applied
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
@@ -54,7 +65,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or self.waiting or self.leaving)
 
     @property
     def max_request_tokens(self) -> int:
@@ -88,19 +99,31 @@ class Scheduler:
             self.abort(request_id)
 
     def plan(self) -> list[Row]:
-        """The rows of the next step, with blocks for each of their tokens. Empty only when there is no work."""
+        """The rows of the next step, with blocks for each of their tokens.
+
+        Empty when there is no work, or when the step in flight must be applied first.
+        """
         rows: list[Row] = []
+        if self.in_flight and any(seq.unread and seq.needs_newest for seq in self.running.values()):
+            return rows
         budget = self.max_batched_tokens
         preemptions = self.preemptions
         for seq in list(self.running.values()):
             if seq.id not in self.running:
                 continue  # preempted for an older one in this very loop
-            count = min(len(seq.tokens) - seq.num_computed, budget)
-            if count and self._make_room(seq, seq.num_computed + count):
+            if seq.unread and seq.is_full(self.max_model_len):
+                continue  # its last token is on its way
+            count = min(seq.num_tokens - seq.num_computed, budget)
+            if not count:
+                continue
+            if self.in_flight and self._missing(seq, count) > self.pool.available:
+                return []
+            if self._make_room(seq, count):
                 rows.append(_row(seq, count))
                 budget -= count
         if self.preemptions == preemptions:
             self._admit(rows, budget)
+        self._launch(rows)
         return rows
 
     def apply(self, rows: list[Row], tokens: list[int]) -> None:
@@ -109,18 +132,31 @@ class Scheduler:
         sampled = iter(tokens)
         for row in rows:
             seq = row.seq
-            seq.num_computed = row.start + row.count
-            if self.prefix_cache:
-                self._seal(seq)
-            if row.samples:
-                seq.tokens.append(next(sampled))
+            token = next(sampled) if row.samples else None
+            if not seq.ended:
+                if self.prefix_cache:
+                    self._seal(seq, row.start + row.count)
+                if token is not None:
+                    seq.tokens.append(token)
+        self._land(rows)
+
+    def cancel(self, rows: list[Row]) -> None:
+        """The step that was planned last did not run: its rows are to be planned again."""
+        for row in rows:
+            row.seq.num_computed = row.start
+        self._land(rows)
 
     def finish(self, seq: Sequence, *, broken: bool = False) -> None:
-        """Takes a running request out and gives its blocks back. `broken`: none of them is kept for other requests."""
+        """Takes a running request out and gives its blocks back, as soon as no step in flight uses them. `broken`: none
+        of them is kept for other requests."""
         del self.running[seq.id]
+        seq.ended = True
         if broken:
             self.pool.forget(seq.blocks)
-        self._release(seq)
+        if seq.steps:
+            self.leaving.append(seq)
+        else:
+            self._release(seq)
 
     def stats(self) -> Stats:
         return Stats(
@@ -135,16 +171,41 @@ class Scheduler:
 
     def check(self) -> None:
         """Proves that blocks and requests agree. Raises AssertionError."""
-        self.pool.check([seq.blocks for seq in self.running.values()])
+        self.pool.check([seq.blocks for seq in (*self.running.values(), *self.leaving)])
         for seq in self.running.values():
             assert len(seq.blocks) * self.pool.block_size >= seq.num_computed, seq.id
+            assert seq.unread <= seq.steps <= self.in_flight, seq.id
+        for seq in self.leaving:
+            assert seq.ended, seq.id
+            assert 0 < seq.steps <= self.in_flight, seq.id
         for seq in self.waiting.values():
             assert not seq.blocks, seq.id
             assert not seq.num_computed, seq.id
 
-    def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
-        """Gives `seq` blocks for `num_tokens`, preempting the youngest as needed. False: it was itself preempted."""
-        missing = self.pool.blocks_for(num_tokens) - len(seq.blocks)
+    def _launch(self, rows: list[Row]) -> None:
+        """The rows count as computed from here on."""
+        for row in rows:
+            row.seq.num_computed = row.start + row.count
+            row.seq.unread += row.samples
+            row.seq.steps += 1
+        self.in_flight += bool(rows)
+
+    def _land(self, rows: list[Row]) -> None:
+        self.in_flight -= 1
+        for row in rows:
+            row.seq.unread -= row.samples
+            row.seq.steps -= 1
+        for seq in [seq for seq in self.leaving if not seq.steps]:
+            self.leaving.remove(seq)
+            self._release(seq)
+
+    def _missing(self, seq: Sequence, count: int) -> int:
+        """Blocks that `seq` lacks for its next `count` tokens."""
+        return self.pool.blocks_for(seq.num_computed + count) - len(seq.blocks)
+
+    def _make_room(self, seq: Sequence, count: int) -> bool:
+        """Gives `seq` blocks for `count` more tokens, preempting the youngest as needed. False: that was itself."""
+        missing = self._missing(seq, count)
         while missing > self.pool.available:
             victim = next(reversed(self.running.values()))
             self._preempt(victim)
@@ -158,7 +219,8 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         self.preemptions += 1
-        self.finish(seq)
+        del self.running[seq.id]
+        self._release(seq)
         self.waiting[seq.id] = seq
         self.waiting.move_to_end(seq.id, last=False)
 
@@ -194,9 +256,9 @@ class Scheduler:
         full = (len(seq.tokens) - 1) // size
         return self.pool.match(seq.block_hash(i, size) for i in range(full))
 
-    def _seal(self, seq: Sequence) -> None:
+    def _seal(self, seq: Sequence, computed: int) -> None:
         size = self.pool.block_size
-        full = seq.num_computed // size
+        full = computed // size
         for index in range(seq.sealed, full):
             self.pool.seal(seq.blocks[index], seq.block_hash(index, size))
         seq.sealed = full
@@ -210,4 +272,4 @@ class Scheduler:
 
 def _row(seq: Sequence, count: int) -> Row:
     start = seq.num_computed
-    return Row(seq, start, count, samples=start + count == len(seq.tokens))
+    return Row(seq, start, count, samples=start + count == seq.num_tokens)

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 class Sequence:
     """Tokens of a request and how many of them are in the KV cache.
 
-        tokens      |p p p p p p p p|o o o o|      prompt, then output
-        computed    |c c c c c c c c|c c c| ^      num_computed catches up with len(tokens)
+        tokens      |p p p p p p p p|o o o|?|      prompt, output, then `unread`: chosen on the device, unknown here
+        computed    |c c c c c c c c|c c c| ^      num_computed catches up with num_tokens; it counts planned steps too
         blocks      [  7  |  2  |  9  | …         block i holds tokens [i·block_size, (i+1)·block_size)
 
     Invariant: len(blocks)·block_size ≥ num_computed; both are 0 while the request waits.
     """
 
     __slots__ = (
-        "_hashes", "arrived_at", "blocks", "cached_tokens", "id", "matcher", "num_computed", "num_prompt", "sampling",
-        "sealed", "started_at", "tokens",
+        "_hashes", "arrived_at", "blocks", "cached_tokens", "ended", "id", "matcher", "needs_newest", "num_computed",
+        "num_prompt", "sampling", "sealed", "started_at", "steps", "tokens", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -34,8 +34,12 @@ class Sequence:
         self.num_prompt = len(prompt)
         self.sampling = sampling
         self.matcher = matcher  # where the output must match a grammar
+        self.needs_newest = matcher is not None or sampling.has_penalty  # to choose the next token
         self.blocks: list[int] = []
         self.num_computed = 0
+        self.unread = 0  # tokens that planned steps yield
+        self.steps = 0  # planned steps that it is part of and that have not been applied
+        self.ended = False  # finished or aborted: what such a step still yields is dropped
         self.sealed = 0  # leading blocks that were offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache at first admission
         self.arrived_at = 0.0  # seconds of a monotonic clock; the loop writes both, the scheduler knows no time
@@ -45,6 +49,15 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens) + self.unread
+
+    def is_full(self, max_model_len: int) -> bool:
+        """It ends by its length, whatever the tokens are that are still unread."""
+        count = self.num_tokens
+        return count - self.num_prompt >= self.sampling.max_tokens or count >= max_model_len
 
     @property
     def queued_s(self) -> float:

@@ -57,6 +57,12 @@ class Group:
         dist.gather(x, parts, dst=0)
         return x if parts is None else torch.cat(parts, dim=1)
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's `x` on every rank; elsewhere `x` has its shape and dtype, and is written."""
+        if self.size > 1:
+            dist.broadcast(x, src=0)
+        return x
+
     def reduced(self, layer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """`layer` with its output summed over the ranks; `layer` itself when there is one."""
         if self.size == 1:

@@ -19,7 +19,7 @@ from runtime.cli import main
 from runtime.engine.runner import Runner
 from runtime.engine.scheduler import Row, Scheduler
 from runtime.ipc import Stats
-from runtime.ops.sampling import Sample
+from runtime.ops.sampling import Drawn
 
 MORE_THAN_THERE_IS = 2**46  # bytes
 _wanted: list[signal.Signals] = []
@@ -41,12 +41,12 @@ class ProvingScheduler(Scheduler):
 class BreakableRunner(Runner):
     """Breaks when a signal has asked for it."""
 
-    def step(self, rows: list[Row], allowed: Mapping[str, Tensor] | None = None) -> list[Sample]:
+    def launch(self, rows: list[Row], allowed: Mapping[str, Tensor] | None = None) -> Drawn:
         if _wanted:
             if _wanted.pop() is signal.SIGUSR2:
                 torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8).fill_(1)
             raise RuntimeError("an exception in a kernel, made by the chaos program")
-        return super().step(rows, allowed)
+        return super().launch(rows, allowed)
 
 
 def _note(number: int, _frame: FrameType | None) -> None:

@@ -45,7 +45,7 @@ def load(folder: Path, group: Group = ALONE, others: tuple[Channel, ...] = ()) -
         max_model_len=MAX_MODEL_LEN,
         group=group,
     )
-    return Runner(model, device=CPU, dtype=torch.float32, block_size=BLOCK, others=others)
+    return Runner(model, device=CPU, dtype=torch.float32, block_size=BLOCK, group=group, others=others)
 
 
 class Ranks:
