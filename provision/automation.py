@@ -142,6 +142,11 @@ class CloudStack:
         self.name = stack.name.rpartition("/")[2]
         self._stack = stack
 
+    @property
+    def config_file(self) -> Path:
+        """On this laptop."""
+        return self.project.folder / f"Pulumi.{self.name}.yaml"
+
     def config(self) -> dict[str, str]:
         """All keys with their values, secrets in clear."""
         found = _explained(f"the config of {self.name} cannot be read", self._stack.get_all_config)
@@ -164,8 +169,11 @@ class CloudStack:
 
     def recover_config(self) -> None:
         """From another laptop the config is taken from the last update, which the backend has kept."""
-        if (self.project.folder / f"Pulumi.{self.name}.yaml").exists():
-            return
+        if not self.config_file.exists():
+            self.adopt_config()
+
+    def adopt_config(self) -> None:
+        """Makes the config here that of the last update, which the backend has kept."""
         try:
             self._stack.refresh_config()
         except CommandError as error:
@@ -228,7 +236,7 @@ class CloudStack:
     @contextlib.contextmanager
     def keeping_config(self) -> Iterator[None]:
         """Whatever is written meanwhile, the config is what it was afterwards."""
-        path = self.project.folder / f"Pulumi.{self.name}.yaml"
+        path = self.config_file
         before = path.read_bytes() if path.exists() else None
         try:
             yield

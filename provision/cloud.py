@@ -138,7 +138,7 @@ class CloudTarget:
         return resolve({"name": self.name}, pulumi=values, env={}).spec if values else None
 
     def agree(self) -> None:
-        """Before a change: what another laptop has asked for since this one looked last is taken over. Raises UsageError
+        """Before a change: what another laptop has asked for since this one looked is taken over. Raises UsageError
         where both have changed something, CloudError."""
         here, there = asked_text(self.config), self.exports.asked
         path = agreed_file(self.name, self.stack.project.folder)
@@ -305,6 +305,7 @@ class CloudTarget:
         # The config may ask for another region already, which `up` then refused.
         sweep = sweep_away(spec.cloud, region or spec.region, self.name, report, keep_disk=keep_disk)
         forget_files(self.name)
+        agreed_file(self.name, self.stack.project.folder).unlink(missing_ok=True)
         if (sweep.is_clean or not failed) and not (keep_disk and self.settings.weights_disk):
             self.stack.delete(force=failed)
         return CloudRemoval(self.name, deleted, sweep)

@@ -62,6 +62,7 @@ STAGE0 = "/etc/deployctl/stage0.py"
 STAGE0_UNIT = "deployctl-stage0.service"
 UNIT_DIR = "/etc/systemd/system"
 SHOWN_UNITS = ("agent", "server", "engine")
+SERVING = {"server", "engine"}
 PRICE_PER_HOUR = 0.0  # of deployctl's; what the machine itself costs is not known here
 LARGE_BYTES = 64 * 2**20  # from here on an upload says how far it is
 TOLD_PERCENT = 10
@@ -221,7 +222,10 @@ class HostTarget:
             return dataclasses.replace(seen, life="stopped", processes=())
         seen = with_status(seen, status)
         age = next((item.uptime_s for item in processes if item.unit == "agent"), None)
-        return dataclasses.replace(seen, life=judge(wanted.release, status, alive=True), age_s=age)
+        life = judge(wanted.release, status, alive=True)
+        if life == "ready" and SERVING - {item.unit for item in processes}:
+            life = "starting"  # the report is from before a boot
+        return dataclasses.replace(seen, life=life, age_s=age)
 
     def _processes(self) -> tuple[ProcessView, ...]:
         names = [f"deployctl-{unit}.service" for unit in SHOWN_UNITS]

@@ -92,10 +92,12 @@ class StackKeys:
         return (ApiKey(name=DEFAULT_KEY, sha256=digest(secret)), *self.target.settings.keys)
 
     def write(self, keys: Keys) -> None:
+        self.target.agree()
         self._up(dataclasses.replace(self.target.settings, keys=besides_default(keys)))
 
     def renew_default(self, *, grace_s: int) -> str:
         """Raises UsageError for a key that the user has chosen."""
+        self.target.agree()
         spec, settings = self.target.spec(), self.target.settings
         if spec is not None and spec.api_key is not None:
             raise UsageError(

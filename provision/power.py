@@ -112,7 +112,9 @@ def extend_life(target: CloudTarget, seconds: int, report: Report, now: float) -
 
 
 def existing_machine(target: CloudTarget) -> tuple[DeploymentSpec, Exports]:
-    """Spec and outputs of a deployment whose machine exists, switched on or off. Raises NotRunningError."""
+    """Spec and outputs of a deployment whose machine exists, switched on or off, before it is changed. Raises
+    NotRunningError, and what CloudTarget.agree raises."""
+    target.agree()
     spec, exports = target.spec(), target.exports
     ended = exports.expires_at is not None and exports.expires_at <= time.time()
     if spec is None or exports.instance_id is None or ended:

@@ -166,6 +166,7 @@ def bring_up(
         else:
             target.forget()
             pin_place(target)
+            target.note_agreed()
             return result
 
 

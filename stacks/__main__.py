@@ -9,7 +9,7 @@ import pulumi
 
 from provision.errors import DeployctlError
 from stacks.component import make_component, make_provider
-from stacks.order import explain, plan_to_start, read_config, take_wheel
+from stacks.order import asked, explain, plan_to_start, read_config, take_wheel
 from stacks.preflight import run_preflight
 from stacks.report import export_everything, wait_ready
 from stacks.vm import GpuVmArgs
@@ -26,6 +26,7 @@ def main(environ: Mapping[str, str]) -> None:
         args = GpuVmArgs(spec, plan, settings, found, wheel)
         vm = make_component(args, provider)
         export_everything(args, vm.outputs, wait_ready(args, vm.outputs, vm))
+        pulumi.export("asked", asked(environ))
     except DeployctlError as error:
         raise pulumi.RunError(explain(error)) from None
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import pulumi
+
+from provision.agreement import asked_text
 from provision.config import resolve
 from provision.errors import DeployctlError, NotYetError, PlanError
 from provision.model_source import model_spec_for
@@ -15,6 +18,11 @@ from provision.wheel import Wheel, runtime_wheel
 from stacks.once import absolute
 
 CLOUDS = ("aws", "alicloud")
+
+
+def asked(environ: Mapping[str, str]) -> pulumi.Output[str]:
+    """The stack's config as other laptops compare theirs with; secret, because it holds digests of secrets."""
+    return pulumi.Output.secret(asked_text(json.loads(environ.get("PULUMI_CONFIG", "{}"))))
 
 
 def read_config(environ: Mapping[str, str]) -> tuple[DeploymentSpec, StackSettings]:

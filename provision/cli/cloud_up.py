@@ -65,6 +65,8 @@ def up_cloud(spec: DeploymentSpec, *, yes: bool, json: bool, command: str = "up"
     warn_of_cost(spec)
     project = open_project_for(spec.cloud, yes=yes)
     target = existing(project, spec.name)
+    if target is not None:
+        target.agree()
     old = target.spec() if target else None
     spec = with_mailbox(with_caller(anchored(spec), old), old, target)
     wait, running = spec.wait, is_running(target)

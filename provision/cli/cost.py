@@ -128,6 +128,7 @@ def bring_forward(target: CloudTarget, at: int) -> None:
     """The stack says so from now on, to the cloud's timer and to the machine."""
     from provision.rollout import bring_up
 
+    target.agree()
     spec = target.spec()
     if spec is None:
         raise not_up(target.name)

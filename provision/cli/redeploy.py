@@ -91,6 +91,8 @@ def changed_cloud_spec(target: Deployed, given: Given) -> DeploymentSpec:
     from provision.cloud import CloudTarget
     from provision.fields import SECRETS
 
+    if isinstance(target, CloudTarget):
+        target.agree()
     stored = target.spec() if isinstance(target, CloudTarget) else None
     if stored is None:
         raise not_up(target.name)

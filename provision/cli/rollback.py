@@ -110,6 +110,7 @@ def _roll_cloud(target: CloudTarget, chosen: str, *, yes: bool, json: bool) -> N
     from provision.history import fetch_wheel, recall
     from provision.wheel import runtime_wheel
 
+    target.agree()
     now = target.spec()
     if now is None:
         raise not_up(target.name)
