@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -42,11 +41,11 @@ from runtime.mailbox import (
     Status,
     decode_current,
     decode_identity,
+    decode_if_sound,
     decode_status,
 )
 from runtime.vm import Provider
 
-T = TypeVar("T")
 PATIENCE_S = 300.0  # a cloud goes on deleting after it has said yes
 SWEEPS = 3  # what a leftover holds can be deleted only after it
 CLOUDS = ("aws", "alicloud")  # packages whose resources may cost money
@@ -238,7 +237,7 @@ class CloudTarget:
 
     def status(self) -> Status | None:
         """What this instance reported last since it was switched on; None before its first word. Raises BucketError."""
-        exports, status = self.exports, _decoded(self.mailbox.get(STATUS), decode_status)
+        exports, status = self.exports, decode_if_sound(self.mailbox.get(STATUS), decode_status)
         if status is None or status.instance_id != exports.instance_id or status.updated_at < exports.woken_at:
             return None
         return status
@@ -250,13 +249,13 @@ class CloudTarget:
 
     def identity(self) -> Identity | None:
         """What this very instance has published about itself; None before that. Raises BucketError."""
-        identity: Identity | None = _decoded(self.mailbox.get(IDENTITY), decode_identity)
+        identity: Identity | None = decode_if_sound(self.mailbox.get(IDENTITY), decode_identity)
         return identity if identity is not None and identity.instance_id == self.exports.instance_id else None
 
     def deployment(self) -> Deployment | None:
         """What the machine was told to serve. Raises BucketError."""
-        current: Current | None = _decoded(self.mailbox.get(CURRENT), decode_current)
-        return _decoded(self.mailbox.get(current.deployment), decode_deployment) if current else None
+        current: Current | None = decode_if_sound(self.mailbox.get(CURRENT), decode_current)
+        return decode_if_sound(self.mailbox.get(current.deployment), decode_deployment) if current else None
 
     def access(self) -> Access:
         """Raises NotRunningError without an endpoint, and CloudError where its certificate cannot be known."""
@@ -356,13 +355,3 @@ def failure_of(target: CloudTarget, seen: Observation) -> FailedError:
     return FailedError(
         f"{seen.name} failed{phase}: {seen.error}", why=seen.hint, next_command=f"deployctl logs {seen.name}"
     )
-
-
-def _decoded(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
-    """None for an object that is missing or not what it should be: a half-made machine may have written it."""
-    if data is None:
-        return None
-    try:
-        return decode(data)
-    except msgspec.DecodeError:
-        return None

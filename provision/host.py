@@ -17,7 +17,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -47,6 +47,7 @@ from runtime.mailbox import (
     Status,
     decode_current,
     decode_identity,
+    decode_if_sound,
     decode_status,
     write_atomic,
 )
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from provision.remote import Remote
     from provision.render import Order
 
-T = TypeVar("T")
 STAGE0 = "/etc/deployctl/stage0.py"
 STAGE0_UNIT = "deployctl-stage0.service"
 UNIT_DIR = "/etc/systemd/system"
@@ -213,8 +213,8 @@ class HostTarget:
     def _observed(self, seen: Observation) -> Observation:
         from provision.waiting import with_status
 
-        status: Status | None = _decoded(self.get(STATUS), decode_status)
-        wanted: Current | None = _decoded(self.get(CURRENT), decode_current)
+        status: Status | None = decode_if_sound(self.get(STATUS), decode_status)
+        wanted: Current | None = decode_if_sound(self.get(CURRENT), decode_current)
         processes = self._processes()
         alive = bool(processes) or self._is_active(STAGE0_UNIT)
         seen = dataclasses.replace(seen, wanted_release=wanted.release if wanted else None, processes=processes)
@@ -247,7 +247,7 @@ class HostTarget:
         return f"{scheme}://{bracketed(host)}:{deployment.listen.port}/v1"
 
     def certificate(self) -> str | None:
-        identity: Identity | None = _decoded(self.get(IDENTITY), decode_identity)
+        identity: Identity | None = decode_if_sound(self.get(IDENTITY), decode_identity)
         return identity.certificate if identity else None
 
     def access(self) -> Access:
@@ -386,12 +386,3 @@ def failure_of(target: HostTarget, seen: Observation) -> FailedError:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _decoded(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
-    if data is None:
-        return None
-    try:
-        return decode(data)
-    except msgspec.DecodeError:
-        return None

@@ -24,14 +24,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
 from runtime.bucket import Bucket
 from runtime.deployment import Note
 
+T = TypeVar("T")
 CURRENT = "release/current.json"
 KEYS = "release/keys.json"
 LIFE = "release/life.json"
@@ -177,6 +179,16 @@ def decode_asked(data: bytes) -> Asked:
 
 def decode_identity(data: bytes) -> Identity:
     return msgspec.json.decode(data, type=Identity)
+
+
+def decode_if_sound(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
+    """None for an object that is missing or not what it should be: a half-made machine may have written it."""
+    if data is None:
+        return None
+    try:
+        return decode(data)
+    except msgspec.DecodeError:
+        return None
 
 
 class Mailbox(Protocol):
