@@ -92,6 +92,7 @@ def test_ctrl_c_says_what_goes_on_and_how_to_take_it_up(home: Home) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_takes_its_processes_along_and_up_works_again(home: Home) -> None:
     port = free_port()
     home.run("up", NAME, "--model", "demo", "--port", str(port), "--yes")
@@ -114,6 +115,7 @@ def test_a_stale_pid_of_another_process_is_never_touched(home: Home) -> None:
     assert not home.state(NAME).exists()
 
 
+@pytest.mark.slow
 def test_damaged_state_is_named_and_down_still_ends_everything(home: Home) -> None:
     _, supervisor = begin_up(home, free_port())
     root = home.state(NAME)

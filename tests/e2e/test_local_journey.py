@@ -87,7 +87,8 @@ def reference(model_folder: Path, prompts: list[str]) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 10])
 def test_answers_equal_those_of_transformers(home: Home, client: OpenAI, count: int) -> None:
     seed = random.SystemRandom().randrange(2**32)
     chosen = random.Random(seed)
@@ -98,6 +99,7 @@ def test_answers_equal_those_of_transformers(home: Home, client: OpenAI, count: 
         assert ask(client, prompt) == expected, f"seed {seed}, prompt {prompt!r}"
 
 
+@pytest.mark.slow
 def test_an_answer_under_a_schema_is_what_the_schema_says(client: OpenAI) -> None:
     short = Annotated[str, Field(max_length=20)]
 

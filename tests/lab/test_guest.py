@@ -90,6 +90,7 @@ def test_debian_12s_cloud_init_finds_no_alibaba_instance_that_wants_tokens(start
     assert {seen.status for seen in service.seen} == {403}
 
 
+@pytest.mark.slow
 def test_a_power_cut_ends_every_process_and_keeps_the_disk(start: Start) -> None:
     guest, _ = start("bookworm", "aws", True)
     guest.run("systemd-run", "--unit=lab-sleeper", "sleep", "3600")
@@ -104,6 +105,7 @@ def test_a_power_cut_ends_every_process_and_keeps_the_disk(start: Start) -> None
     assert guest.run("systemctl", "is-active", "lab-sleeper", code=None).strip() == "inactive"
 
 
+@pytest.mark.slow
 def test_units_can_be_kept_from_an_address(start: Start) -> None:
     guest, _ = start("bookworm", "aws", True)
     address = METADATA_ADDRESS["aws"]

@@ -229,6 +229,7 @@ def start_up(pulumi: Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_the_operation_in_flight_end_and_the_same_command_goes_on(
     pulumi: Path, user: Path, program: Callable[[str], Path]
 ) -> None:

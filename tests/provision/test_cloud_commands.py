@@ -196,6 +196,7 @@ def test_rollback_makes_stack_and_machine_what_they_were(journey: Journey) -> No
     assert "max_model_len" not in config
 
 
+@pytest.mark.slow
 def test_extend_moves_the_end_of_the_same_machine(journey: Journey) -> None:
     before = answer(journey.up)["expires_at"]
     found = answer(journey.laptop.run("extend", "chat", "2h", "--json"))
@@ -204,6 +205,7 @@ def test_extend_moves_the_end_of_the_same_machine(journey: Journey) -> None:
     assert machine["InstanceId"] == answer(journey.up)["instance_id"]
 
 
+@pytest.mark.slow
 def test_a_stop_says_what_still_bills_and_wake_brings_the_same_endpoint_back(journey: Journey) -> None:
     stopped = journey.laptop.run("stop", "chat", "--yes")
     assert stopped.returncode == 0, stopped.stderr

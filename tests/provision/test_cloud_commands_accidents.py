@@ -38,6 +38,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_ctrl_c_then_up_again_then_down_without_any_state(laptop: AwsLaptop) -> None:
     """One deployment, because each step is about what the one before has left."""
     hold = laptop.home / "hold"
@@ -69,6 +70,7 @@ def test_ctrl_c_then_up_again_then_down_without_any_state(laptop: AwsLaptop) -> 
     assert laptop.machines("code") == []
 
 
+@pytest.mark.slow
 def test_down_while_an_up_is_at_work_names_its_process_and_how_to_end_it(laptop: AwsLaptop) -> None:
     hold = laptop.home / "hold"
     (laptop.home / "hold.begun").unlink(missing_ok=True)

@@ -106,6 +106,7 @@ def test_down_again_deletes_the_orphan_and_proves_that_nothing_is_left(journey: 
 # ---- accidents ----
 
 
+@pytest.mark.slow
 def test_down_without_any_state_finds_everything_and_deletes_it_in_order(laptop: AlicloudLaptop) -> None:
     """The account refuses to delete what something else still needs."""
     assert laptop.up("lost", "--no-wait").returncode == 0

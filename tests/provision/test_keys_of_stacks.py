@@ -79,6 +79,7 @@ def laptop(pulumi: Path, program: Callable[[str], Path]) -> Laptop:
     return laptop
 
 
+@pytest.mark.slow
 def test_an_added_key_reaches_the_machine_and_no_later_up_from_whatever_laptop_takes_it_back(laptop: Laptop) -> None:
     before = laptop.config.read_bytes()
     store = laptop.store()

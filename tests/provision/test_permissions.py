@@ -95,7 +95,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    ["public", pytest.param("intranet", marks=pytest.mark.slow), pytest.param("own VPC", marks=pytest.mark.slow)],
+)
 def test_on_aws_the_program_and_the_sweep_may_do_what_they_call_and_make_nothing_else(
     variant: str, tmp_path: Path, called: set[str]
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_small_quota_goes_on_with_a_type_of_another_quota(cloud: Cloud) -> Non
     assert cloud.tried() == [str(A), str(P)]
 
 
+@pytest.mark.slow
 def test_a_small_quota_everywhere_stops_with_the_request_command(cloud: Cloud) -> None:
     cloud.refuse((A, "VcpuLimitExceeded"), (P, "VcpuLimitExceeded"))
     with pytest.raises(CloudError) as caught:
@@ -148,6 +149,7 @@ def test_missing_rights_and_money_stop_at_once_with_what_to_do(cloud: Cloud, cod
 ALICLOUD = {"cloud": "alicloud", "region": "cn-hangzhou", "instance_type": "ecs.gn7i-c16g1.4xlarge"}
 
 
+@pytest.mark.slow
 def test_where_oss_may_not_be_used_from_outside_the_machines_spool_takes_its_place(cloud: Cloud) -> None:
     """The small cloud refuses the first place only while there is a bucket."""
     cloud.refuse((A, "PublicEndpointForbidden"))

@@ -23,7 +23,10 @@ def test_a_preview_with_unknowns_makes_nothing(stack: AlicloudStack) -> None:
     assert not stack.cloud.things
 
 
-@pytest.mark.parametrize("sold_out", [("cn-hangzhou-b",), ("cn-hangzhou-b", "cn-hangzhou-h", "cn-hangzhou-i")])
+@pytest.mark.parametrize(
+    "sold_out",
+    [("cn-hangzhou-b",), pytest.param(("cn-hangzhou-b", "cn-hangzhou-h", "cn-hangzhou-i"), marks=pytest.mark.slow)],
+)
 def test_a_second_run_changes_nothing_though_image_stock_and_laptop_have_changed(
     stack: AlicloudStack, tmp_path: Path, sold_out: tuple[str, ...]
 ) -> None:
@@ -69,6 +72,7 @@ def test_another_zone_by_name_is_a_new_machine_at_the_same_address(stack: Aliclo
     assert len(stack.cloud.find("/instance:Instance")) == 1
 
 
+@pytest.mark.slow
 def test_extend_moves_the_timer_of_the_same_machine(stack: AlicloudStack) -> None:
     before = stack.up().values["instance_id"]
     later = int(stack.cloud.now().timestamp()) + 20 * 3600
@@ -97,7 +101,9 @@ def test_no_stock_is_reported_with_its_code_and_the_next_zone_works(stack: Alicl
     assert stack.up().values["zone"] == "cn-hangzhou-h"
 
 
-@pytest.mark.parametrize("options", [{}, {"endpoint": "intranet", "allowed_cidrs": ""}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"endpoint": "intranet", "allowed_cidrs": ""}, marks=pytest.mark.slow)]
+)
 def test_a_forbidden_public_endpoint_of_oss_fails_before_anything_is_bought(
     tmp_path: Path, options: dict[str, str]
 ) -> None:
@@ -106,7 +112,10 @@ def test_a_forbidden_public_endpoint_of_oss_fails_before_anything_is_bought(
     assert not [item.type for item in stack.cloud.find() if item.type.endswith(("Instance", "Address", "NatGateway"))]
 
 
-@pytest.mark.parametrize("options", [{"weights_disk_gib": "60"}, {"endpoint": "intranet", "allowed_cidrs": ""}])
+@pytest.mark.parametrize(
+    "options",
+    [{"weights_disk_gib": "60"}, pytest.param({"endpoint": "intranet", "allowed_cidrs": ""}, marks=pytest.mark.slow)],
+)
 def test_destroy_empties_the_account(stack: AlicloudStack, options: dict[str, str]) -> None:
     stack.configure(**options)
     stack.up()

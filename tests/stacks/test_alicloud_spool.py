@@ -113,6 +113,7 @@ def test_destroy_empties_the_account(stack: AlicloudStack) -> None:
     assert not stack.cloud.things
 
 
+@pytest.mark.slow
 def test_a_preview_knows_that_oss_is_closed_where_there_is_a_bucket_to_try_it_with(tmp_path: Path) -> None:
     cloud = AlicloudCloud(is_public_oss_forbidden=True)
     stack = make_stack(tmp_path, cloud)

@@ -14,7 +14,10 @@ from tests.lab.alicloud_stack import NAME, make_stack
 REGION = "cn-hangzhou"
 
 
-@pytest.mark.parametrize("options", [{"weights_disk_gib": "60"}, {"endpoint": "intranet", "allowed_cidrs": ""}])
+@pytest.mark.parametrize(
+    "options",
+    [{"weights_disk_gib": "60"}, pytest.param({"endpoint": "intranet", "allowed_cidrs": ""}, marks=pytest.mark.slow)],
+)
 def test_the_sweep_finds_and_deletes_all_that_the_program_makes(
     options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

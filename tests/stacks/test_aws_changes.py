@@ -59,6 +59,7 @@ def test_a_newer_image_does_not_replace_the_machine(stack: AwsStack, monkeypatch
     assert after.values["image"] == before["image"] != OTHER_IMAGE
 
 
+@pytest.mark.slow
 def test_another_instance_type_keeps_machine_and_address(stack: AwsStack) -> None:
     before = stack.up().values
     stack.configure(instance_type="g5.2xlarge")
@@ -88,6 +89,7 @@ def test_another_caller_changes_the_rules_alone(stack: AwsStack) -> None:
     assert stack.ingress() == {(8000, "203.0.113.0/24"), (22, "203.0.113.0/24")}
 
 
+@pytest.mark.slow
 def test_a_longer_life_changes_timer_and_mailbox_alone(stack: AwsStack) -> None:
     expires_at = stack.up().values["expires_at"]
     stack.configure(expires_at=str(expires_at + 3600))
@@ -132,6 +134,7 @@ def test_a_lost_place_is_tried_in_another_zone_with_the_same_network(stack: AwsS
     assert "chat-vpc" in after.names("same")
 
 
+@pytest.mark.slow
 def test_destroy_leaves_nothing_in_the_account(stack: AwsStack) -> None:
     stack.configure(weights_disk_gib="100")
     made = stack.up()

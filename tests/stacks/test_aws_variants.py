@@ -62,6 +62,7 @@ def check_intranet(intranet: AwsStack, made: Run) -> None:
     assert deployment.listen.names == (made.values["private_ip"],)
 
 
+@pytest.mark.slow
 def test_intranet_has_two_ways_to_a_shell(intranet: AwsStack) -> None:
     planned = intranet.preview()
     assert "InstanceConnectEndpoint" in types(planned)
@@ -111,6 +112,7 @@ def test_a_model_in_a_bucket_may_be_read_and_nothing_beside_it(stack: AwsStack, 
     assert others == {"arn:aws:s3:::models"}
 
 
+@pytest.mark.slow
 def test_the_users_network_is_used_as_it_is(stack: AwsStack) -> None:
     vpc = stack.ec2.create_vpc(CidrBlock="10.7.0.0/16")["Vpc"]["VpcId"]
     subnet = stack.ec2.create_subnet(VpcId=vpc, CidrBlock="10.7.1.0/24", AvailabilityZone="eu-west-1b")
@@ -131,6 +133,7 @@ def test_a_network_without_a_subnet_in_the_zone_is_refused(stack: AwsStack) -> N
     assert "subnet" in stack.refused()
 
 
+@pytest.mark.slow
 def test_spot_is_bought_once_and_needs_no_shutdown_behaviour(stack: AwsStack) -> None:
     stack.configure(spot="true")
     machine = stack.preview().one(INSTANCE).values
@@ -215,6 +218,7 @@ def test_a_missing_ssh_key_file_is_named(stack: AwsStack) -> None:
     assert "nowhere/id.pub cannot be read" in stack.refused()
 
 
+@pytest.mark.slow
 def test_a_hub_token_travels_as_a_secret_of_the_mailbox_alone(stack: AwsStack) -> None:
     stack.configure(hub_token="hf_thisisatoken")
     planned = stack.preview()
@@ -234,6 +238,7 @@ def test_an_own_certificate_travels_as_a_secret_of_the_mailbox(stack: AwsStack, 
     assert json.loads(item.values["content"]) == {"certificate": "CHAIN", "key": "KEY"}
 
 
+@pytest.mark.slow
 def test_the_users_tags_reach_everything(stack: AwsStack) -> None:
     stack.configure(tags="team=search")
     provider = stack.preview().one("pulumi:providers:aws", f"{NAME}-aws")
@@ -250,6 +255,7 @@ def test_objects_carry_no_tags_because_ten_are_the_most(stack: AwsStack) -> None
     assert found["TagSet"] == []
 
 
+@pytest.mark.slow
 def test_an_address_that_nobody_named_is_asked_for_once(stack: AwsStack) -> None:
     stack.configure(allowed_cidrs="")
     asked = stack.preview().one("command:local:Command", f"{NAME}-caller")

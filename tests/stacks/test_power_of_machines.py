@@ -32,6 +32,7 @@ def changed(run: Run) -> list[str]:
     return sorted({step.name for step in run.steps if step.operation != "same"})
 
 
+@pytest.mark.slow
 def test_on_aws_a_stop_switches_off_the_machine_and_touches_nothing_else(aws: AwsStack) -> None:
     before = aws.up().values
     aws.configure(stopped="true")
@@ -73,6 +74,7 @@ def test_on_alibaba_cloud_a_stop_ends_the_charging_of_the_machine(alicloud: Alic
     assert alicloud.machine().values["status"] == "Running"
 
 
+@pytest.mark.slow
 def test_on_alibaba_cloud_a_machine_without_stock_stays_stopped(alicloud: AlicloudStack) -> None:
     values = alicloud.up().values
     alicloud.configure(stopped="true")

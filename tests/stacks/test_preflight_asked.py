@@ -82,6 +82,7 @@ def test_an_image_that_is_not_there_stops(stack: AlicloudStack, cloud: AlicloudC
     assert f"no image that {TYPE} can boot" in stopped(stack)
 
 
+@pytest.mark.slow
 def test_a_second_look_does_not_count_the_deployment_itself(stack: AlicloudStack, cloud: AlicloudCloud) -> None:
     """With quotas that are just enough, an update of what exists is not refused."""
     cloud.quotas = {TYPE: 16, "vpc": 1, "eip": 1}
@@ -89,6 +90,7 @@ def test_a_second_look_does_not_count_the_deployment_itself(stack: AlicloudStack
     stack.up()
 
 
+@pytest.mark.slow
 def test_on_aws_the_same_rules_speak_of_its_own_words(tmp_path: Path) -> None:
     with aws_stack.aws_account():
         done = aws_stack.make_stack(tmp_path, zones="eu-west-1b,eu-west-1a").preview()

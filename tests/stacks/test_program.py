@@ -100,6 +100,7 @@ def test_paths_in_the_config_start_from_the_projects_folder(stack: AwsStack) -> 
     assert f"{root}/tests/lab/no-such-key.pub cannot be read" in stack.refused()
 
 
+@pytest.mark.slow
 def test_a_stack_that_exists_stays_in_its_region_and_loses_nothing_by_the_attempt(stack: AwsStack) -> None:
     stack.up()
     before = stack.instance()["InstanceId"]

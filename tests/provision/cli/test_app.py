@@ -53,15 +53,6 @@ def test_help_does_not_wait_for_pydantic() -> None:
     assert "pydantic" not in imported("--help")
 
 
-def test_help_comes_within_its_time() -> None:
-    """CPU seconds of the process, because other work on the machine is no fault of ours."""
-    before = os.times()
-    assert deployctl("--help").returncode == 0
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert spent < 0.6  # 0.3 s on an idle machine; twice that where cores are shared
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_json(name: str) -> None:
     command = load(name)

@@ -8,6 +8,7 @@ import signal
 from importlib import metadata
 
 import psutil
+import pytest
 from agent_machine import Machine, make_model_folder, wait_for
 
 from runtime.agent.releases import Releases
@@ -298,6 +299,7 @@ def test_a_release_of_a_newer_version_that_is_kept_does_not_disturb_an_older_age
     }
 
 
+@pytest.mark.slow
 def test_the_last_three_releases_are_kept(machine: Machine) -> None:
     machine.deploy("r1")
     machine.start()

@@ -98,6 +98,7 @@ def test_from_a_folder(tuned: Tuned, caches: Caches) -> None:
     assert served(Path(weights.path)) == tuned.expected != tuned.of_base
 
 
+@pytest.mark.slow
 def test_pushed_into_a_bucket_and_fetched_with_the_machines_role(
     tuned: Tuned, caches: Caches, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

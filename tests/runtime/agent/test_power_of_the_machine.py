@@ -21,6 +21,7 @@ def _aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_aws_keys")
+@pytest.mark.slow
 def test_on_aws_the_machine_is_stopped_and_not_terminated() -> None:
     with mock_aws():
         ec2 = boto3.client("ec2", region_name=ON_AWS.region)

@@ -70,6 +70,7 @@ def test_a_server_that_does_not_accept_leaves_the_one_before_alone(machine: Mach
     assert machine.get("/health")[0] == 200
 
 
+@pytest.mark.slow
 def test_an_engine_whose_first_answer_is_empty_is_rolled_back(machine: Machine) -> None:
     served(machine, "r1")
     machine.deploy("r2", "empty")

@@ -71,6 +71,7 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
     vm.process.wait()
 
 
+@pytest.mark.slow
 def test_a_release_runs_on_the_environment_of_its_wheel_and_so_does_the_agent(vm: Vm) -> None:
     venv = vm.venv_of("current/venv")
     assert venv.parent == (vm.state / "venvs").resolve()

@@ -152,6 +152,7 @@ def test_torch_that_a_power_cut_has_interrupted_is_not_trusted(vm: Vm, complete:
     assert vm.imports(complete[1], "torch")
 
 
+@pytest.mark.slow
 def test_torch_is_of_the_version_that_a_constraint_names_and_the_machine_says_so(tmp_path: Path) -> None:
     vm = Vm(tmp_path)
     tiny = [make_torch_wheel(tmp_path / "wheels", version) for version in ("2.11.0", "2.12.0")]

@@ -91,6 +91,7 @@ def test_on_two_gpus_it_answers_as_one_rank_would(model: tuple[Path, list[int]],
     assert engine.ends(DEADLINE_S)[0] == 0
 
 
+@pytest.mark.slow
 def test_its_ranks_talk_on_the_loopback_interface_only(engine: Engine) -> None:
     sockets = [
         socket for pid in (engine.process.pid, engine.rank) for socket in psutil.Process(pid).net_connections("inet")
@@ -106,6 +107,7 @@ def test_a_killed_rank_ends_it_at_once_with_70(engine: Engine) -> None:
     assert "error: rank 1 was killed by signal 9" in errors
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_a_step_ends_it_with_70_within_the_deadline(engine: Engine) -> None:
     os.kill(engine.rank, signal.SIGSTOP)
     engine.peer.send(Submit("a", [1, 2, 3], greedy(12)))
@@ -115,6 +117,7 @@ def test_a_rank_that_hangs_in_a_step_ends_it_with_70_within_the_deadline(engine:
     until_gone(engine.rank)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_takes_its_ranks_along_and_the_next_one_starts_afresh(
     engine: Engine, model: tuple[Path, list[int]], tmp_path: Path
 ) -> None:

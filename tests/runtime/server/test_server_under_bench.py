@@ -81,6 +81,7 @@ def test_a_refused_key_ends_it_before_any_load(wanted: Wanted) -> None:
         run(dataclasses.replace(wanted, servers=(stranger,)))
 
 
+@pytest.mark.slow
 def test_a_chart_is_a_picture(wanted: Wanted, tmp_path: Path) -> None:
     draw(run(wanted), "own", tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
