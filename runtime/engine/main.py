@@ -75,7 +75,7 @@ def _serve(release_dir: Path, run_dir: Path) -> None:
     else:
         runner = _load_with_ranks(release, release_dir, run_dir, link)
     link.send(Progress(LOADED_PERCENT, None, "measuring memory and speed"))
-    scheduler, step_s = _size(runner, deployment)
+    scheduler, step_s = size_engine(runner, deployment)
     spec = runner.model.spec
     pool = scheduler.pool
     watchdog = Watchdog(max(MIN_HANG_S, 4 * step_s))
@@ -129,7 +129,7 @@ def _progress(link: ServerLink) -> Callable[[float], None]:
     return tell
 
 
-def _size(runner: Runner, deployment: Deployment) -> tuple[Scheduler, float]:
+def size_engine(runner: Runner, deployment: Deployment) -> tuple[Scheduler, float]:
     """Measures a full step, allocates the KV pool; returns the scheduler and the seconds of the longest step."""
     options = deployment.engine
     size, per_block = runner.block_size, runner.kv_bytes_per_block
