@@ -31,6 +31,7 @@ from runtime.vm import SPOOL_DIR
 
 SENT_BYTES = 24 * 1024  # SendFile takes 32 KB of base64
 SHOWN_BYTES = 16 * 1024  # of base64 per command: an output over 24 KB is cut
+DELETED_KEYS = 50  # of one command, which may be 24 KB of base64
 COMMAND_S = 60  # after which the cloud ends a command
 LATE_S = 30.0  # until a command whose time is over counts as lost
 PAUSE_S = 0.5  # between two looks at a command
@@ -108,6 +109,14 @@ class AssistantMailbox:
         done = self._run(copy_script(self._folder, source, target))
         if done.code != MISSING:
             self._expect_success(done, f"copying {source}")
+
+    def delete(self, keys: list[str]) -> None:
+        """Keys that do not exist are fine; folders that are empty then go too."""
+        for start in range(0, len(keys), DELETED_KEYS):
+            batch = keys[start : start + DELETED_KEYS]
+            for key in batch:
+                check_key(key)
+            self._expect_success(self._run(delete_script(self._folder, batch)), f"deleting {batch[0]} and others")
 
     def keys(self, prefix: str) -> list[str]:
         done = self._run(list_script(self._folder))
@@ -272,6 +281,14 @@ def copy_script(folder: Path, source: str, target: str) -> str:
             "sync .parts/copy",
             f"mv .parts/copy {shlex.quote(target)}",
         ]
+    )
+
+
+def delete_script(folder: Path, keys: Sequence[str]) -> str:
+    names = " ".join(map(shlex.quote, keys))
+    parents = " ".join(sorted({shlex.quote(str(PurePosixPath(key).parent)) for key in keys}))
+    return (
+        f"cd {shlex.quote(str(folder))} 2>/dev/null || exit 0\nrm -f -- {names}\nrmdir -- {parents} 2>/dev/null\ntrue"
     )
 
 

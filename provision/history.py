@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 
 from provision.errors import NotFoundError
-from provision.mailboxes import copy_object
+from provision.mailboxes import Deletes, copy_object
 from provision.spec import DeploymentSpec
 from provision.state import cache_root
 from runtime.deployment import Struct
-from runtime.mailbox import CURRENT, BucketMailbox, Mailbox, decode_current, write_atomic
+from runtime.mailbox import CURRENT, Mailbox, decode_current, write_atomic
 
 FOLDER = "history/"
 
@@ -50,17 +50,22 @@ def remember(mailbox: Mailbox, release: str, spec: DeploymentSpec) -> None:
 
 
 def forget(mailbox: Mailbox, kept: Sequence[str]) -> list[str]:
-    """Deletes what is written down of releases that are not `kept`, and wheels that none of the others needs; returns
-    which releases. A mailbox that is no bucket can delete nothing. Raises BucketError."""
-    if not isinstance(mailbox, BucketMailbox):
+    """Deletes what the mailbox holds of releases that are neither `kept` nor the current one, and wheels that none of
+    the others needs; returns which releases. Raises BucketError."""
+    if not isinstance(mailbox, Deletes):
         return []
+    data = mailbox.get(CURRENT)
+    stays = {*kept, *([] if data is None else [decode_current(data).release])}
     written = mailbox.keys(FOLDER)
     pages = {key.removeprefix(FOLDER).removesuffix(".json"): key for key in written if key.endswith(".json")}
-    gone = sorted(pages.keys() - set(kept))
-    needed = {recall(mailbox, "", release).sha256 for release in pages.keys() & set(kept)}
+    needed = {recall(mailbox, "", release).sha256 for release in pages.keys() & stays}
     wheels = [key for key in written if key.endswith(".whl") and key.split("/")[1] not in needed]
-    mailbox.delete([*(pages[release] for release in gone), *wheels])
-    return gone
+    # Of a bucket Pulumi deletes these itself; a machine's spool is filled by a command and emptied by none.
+    ordered = {key: key.split("/")[1] for key in mailbox.keys("release/") if key.count("/") > 1}
+    gone = {*pages, *ordered.values()} - stays
+    old = [*(pages[release] for release in pages.keys() & gone), *wheels]
+    mailbox.delete([*old, *(key for key, release in ordered.items() if release in gone)])
+    return sorted(gone)
 
 
 def recall(mailbox: Mailbox, name: str, release: str) -> Past:

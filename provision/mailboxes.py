@@ -44,6 +44,13 @@ class Copies(Protocol):
     def copy(self, source: str, target: str) -> None: ...
 
 
+@runtime_checkable
+class Deletes(Protocol):
+    """A mailbox of which objects can be deleted; keys that do not exist are fine."""
+
+    def delete(self, keys: list[str]) -> None: ...
+
+
 def copy_object(mailbox: Mailbox, source: str, target: str) -> None:
     """Nothing where there is no `source`. Raises BucketError."""
     if isinstance(mailbox, Copies):

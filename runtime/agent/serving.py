@@ -127,6 +127,7 @@ class Serving:
         """
         reopened = self.door.open(release)
         before = self.releases.current()
+        accepts = before is None or before.id == release.id or self._accepts(before, report)
         server, engine = self.units.state("server"), self.units.state("engine")
         old = ProcessId.of(server.pid) if server.state == "running" and server.pid is not None else None
         follows, stale = reopened or not _runs_on(server, release), not _runs_on(engine, release)
@@ -136,7 +137,7 @@ class Serving:
             self.takeover.end()
         self.releases.switch(release)
         drain_s = (before or release).deployment.drain_max_s
-        if old is None or reopened:
+        if old is None or reopened or (follows and not accepts):
             self.units.restart("server") if follows else None
             self.takeover.began()
         elif follows:
@@ -146,6 +147,17 @@ class Serving:
         if stale:
             self.units.stop("engine")
             self.units.start("engine")
+
+    def _accepts(self, release: Release, report: Report) -> bool:
+        """Waits for a server that has only just been started: it would read another release's files, and the signal to
+        start the next one would end it."""
+        deadline = time.monotonic() + TAKE_OVER_S
+        while self.door.probe(release) is None:
+            if self.units.state("server").state != "running" or time.monotonic() > deadline:
+                return False
+            report(Progress())
+            self.pause(self.poll_s)
+        return True
 
     def _has_served(self) -> bool:
         """Without a release that has ever been ready, nobody expects an answer: 503 and the phase say more."""

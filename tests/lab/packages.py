@@ -10,6 +10,7 @@ import html
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,6 +100,16 @@ class Index:
 
     port: int
     fetched: list[str] = field(default_factory=list)
+    open: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Whoever asks meanwhile waits for the end of this."""
+        self.open.clear()
+        try:
+            yield
+        finally:
+            self.open.set()
 
     @property
     def host(self) -> str:
@@ -121,6 +132,7 @@ def serve_index(
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            index.open.wait()
             name = unquote(self.path).strip("/").rpartition("/")[2]
             if self.path.startswith("/files/") and name in wheels:
                 index.fetched.append(name)
@@ -143,6 +155,7 @@ def serve_index(
 
     with serve_http(Handler, OPERATOR, 0, operator) as port:
         index = Index(port)
+        index.open.set()
         yield index
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from provision.automation import CloudStack
 from provision.cloud import CloudTarget
-from provision.cloud_assistant import SENT_BYTES, SHOWN_BYTES, AssistantMailbox
+from provision.cloud_assistant import DELETED_KEYS, SENT_BYTES, SHOWN_BYTES, AssistantMailbox
 from provision.mailboxes import NOT_RUNNING, copy_object, spool_address
 from provision.rollout import config_values
 from provision.spec import parse
@@ -84,6 +84,21 @@ def test_a_copy_is_made_on_the_machine(mailbox: AssistantMailbox, spool: FolderM
     copy_object(mailbox, "release/r1/x.whl", "history/0/x.whl")
     assert spool.get("history/0/x.whl") == spool.get("release/r1/x.whl") == b"wheel"
     assert not api.assistant.sent
+
+
+def test_what_is_deleted_is_gone_from_the_machine_with_its_empty_folders(
+    mailbox: AssistantMailbox, spool: FolderMailbox, api: AlicloudApi
+) -> None:
+    keys = [f"release/r{number}/deployment.json" for number in range(DELETED_KEYS + 1)]
+    for key in keys:
+        spool.put(key, b"{}")
+    spool.put("release/r0/kept.whl", b"wheel")
+    mailbox.delete([*keys, "history/never.json"])
+    assert spool.keys("") == ["release/r0/kept.whl"]
+    assert [path.name for path in (spool.root / "release").iterdir()] == ["r0"]
+    assert len(api.assistant.scripts) == 2
+    with pytest.raises(ValueError, match="no key"):
+        mailbox.delete(["../etc/passwd"])
 
 
 def test_keys_are_listed_below_a_prefix_and_parts_are_not_among_them(

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from provision.errors import NotFoundError, StateError
-from provision.history import fetch_wheel, recall, remember
+from provision.history import fetch_wheel, forget, recall, remember
 from provision.releases import choose_release, read_releases
 from provision.spec import parse
 from provision.state import LocalState
 from runtime.deployment import encode
-from runtime.mailbox import CURRENT, RELEASES, Current, FolderMailbox, ReleaseEntry, wheel_key
+from runtime.mailbox import CURRENT, RELEASES, Current, FolderMailbox, ReleaseEntry, release_key, wheel_key
 
 SHA256 = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"  # of b"foo"
 
@@ -79,6 +79,33 @@ def test_what_a_release_was_asked_to_be_is_found_again_with_its_wheel(
 def test_a_release_that_nobody_has_written_down_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="r1 of chat"):
         recall(FolderMailbox(tmp_path), "chat", "r1")
+
+
+class Bucket(FolderMailbox):
+    """A mailbox of which objects can be deleted."""
+
+    def delete(self, keys: list[str]) -> None:
+        for key in keys:
+            (self.root / key).unlink()
+
+
+def test_what_the_machine_has_dropped_is_deleted_with_its_wheel_but_never_the_current_release(tmp_path: Path) -> None:
+    mailbox = Bucket(tmp_path)
+    for number, digest in ((1, "one"), (2, "one"), (3, "two"), (4, "three")):
+        release, wheel = f"r{number}", wheel_key(f"r{number}", "deployctl-0.1.0-py3-none-any.whl")
+        mailbox.put(release_key(release), b"{}")
+        mailbox.put(wheel, digest.encode())
+        mailbox.put(CURRENT, encode(Current(release=release, deployment="d", wheel=wheel, sha256=digest)))
+        remember(mailbox, release, parse({"name": "chat", "model": "demo"}))
+    assert forget(mailbox, ["r2"]) == ["r1", "r3"]
+    assert mailbox.keys("history/") == [
+        "history/one/deployctl-0.1.0-py3-none-any.whl",
+        "history/r2.json",
+        "history/r4.json",
+        "history/three/deployctl-0.1.0-py3-none-any.whl",
+    ]
+    assert {key.split("/")[1] for key in mailbox.keys("release/") if key.count("/") > 1} == {"r2", "r4"}
+    assert forget(mailbox, ["r2"]) == []
 
 
 def test_forgetting_keeps_the_current_release_and_the_highest_number(tmp_path: Path) -> None:
