@@ -20,7 +20,7 @@ from provision.agreement import agreed_file, asked_text, decide, differences, no
 from provision.automation import CloudStack, Report, UpdateError
 from provision.config import resolve
 from provision.costs import CostItem
-from provision.errors import CloudError, FailedError, NotRunningError, UsageError, not_up
+from provision.errors import CloudError, NotRunningError, UsageError, not_up
 from provision.mailbox_logs import read_mailbox_logs
 from provision.planning import MIN_LEN
 from provision.spec import DeploymentSpec
@@ -346,12 +346,4 @@ def unread(name: str, error: BucketError, what: str) -> CloudError:
         f"the mailbox of {name} cannot be read, so nobody knows which {what} to trust",
         why=str(error),
         next_command=f"deployctl status {name}",
-    )
-
-
-def failure_of(target: CloudTarget, seen: Observation) -> FailedError:
-    """The error of a failed deployment: what the machine reported."""
-    phase = f" in phase {seen.phase}" if seen.phase else ""
-    return FailedError(
-        f"{seen.name} failed{phase}: {seen.error}", why=seen.hint, next_command=f"deployctl logs {seen.name}"
     )

@@ -24,7 +24,6 @@ import msgspec
 from provision.backend import certificate_file
 from provision.errors import (
     ConnectionFailedError,
-    FailedError,
     NotRunningError,
     RemoteError,
     StateError,
@@ -371,17 +370,6 @@ def record_file(state: LocalState) -> Path:
 def is_host(state: LocalState) -> bool:
     """Whether a state folder is that of a deployment on a machine over SSH."""
     return record_file(state).exists()
-
-
-def failure_of(target: HostTarget, seen: Observation) -> FailedError:
-    """The error of a failed deployment: what the machine reported."""
-    unit = "engine" if seen.phase in ("load", "serve", "ready") else "agent"
-    phase = f" in phase {seen.phase}" if seen.phase else ""
-    return FailedError(
-        f"{seen.name} failed{phase}: {seen.error}",
-        why=seen.hint,
-        next_command=f"deployctl logs {seen.name} --{unit}",
-    )
 
 
 def _say(text: str) -> None:

@@ -27,6 +27,7 @@ from provision.errors import (
     not_up,
 )
 from provision.logs import last_lines, read_logs
+from provision.progress import failing_unit, reported_failure
 from provision.state import LocalState, list_states
 from provision.target import Access, Life, LogLine, LogQuery, Observation, ProcessView, Removal
 from runtime.deployment import encode
@@ -324,13 +325,6 @@ def describe(pid: int) -> str:
 
 
 def failure_of(target: LocalTarget, seen: Observation) -> FailedError:
-    """The error of a failed deployment: what the machine reported, and the tail of the log that explains it."""
-    unit = "engine" if seen.phase in ("load", "serve", "ready") else "agent"
-    tail = last_lines(target.state.logs_dir, unit, 5)
-    why = [line for line in (seen.hint, *(f"{unit}: {text}" for text in tail)) if line]
-    phase = f" in phase {seen.phase}" if seen.phase else ""
-    return FailedError(
-        f"{seen.name} failed{phase}: {seen.error}",
-        why="\n".join(why) or None,
-        next_command=f"deployctl logs {seen.name} --{unit}",
-    )
+    """The error of a failed deployment, with the tail of the log that explains it."""
+    unit = failing_unit(seen)
+    return reported_failure(seen, unit, last_lines(target.state.logs_dir, unit, 5))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from provision.errors import FailedError
 from provision.target import Deployed, Observation
@@ -89,6 +89,24 @@ def is_rolled_back(seen: Observation, release: str) -> bool:
         and seen.release != release
         and seen.error is not None
         and f"release {release} " in seen.error
+    )
+
+
+def failing_unit(seen: Observation) -> Literal["engine", "agent"]:
+    """Whose log says more about a failure."""
+    return "engine" if seen.phase in ("load", "serve", "ready") else "agent"
+
+
+def reported_failure(seen: Observation, unit: str | None = None, tail: Iterable[str] = ()) -> FailedError:
+    """The error of a failed deployment: what the machine reported. `unit`: whose log explains it, with the lines of its
+    end where they are at hand; None = any."""
+    phase = f" in phase {seen.phase}" if seen.phase else ""
+    why = [line for line in (seen.hint, *(f"{unit}: {text}" for text in tail)) if line]
+    command = f"deployctl logs {seen.name}"
+    return FailedError(
+        f"{seen.name} failed{phase}: {seen.error}",
+        why="\n".join(why) or None,
+        next_command=f"{command} --{unit}" if unit else command,
     )
 
 

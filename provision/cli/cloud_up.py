@@ -18,7 +18,7 @@ from provision.cli.doctor import explaining
 from provision.cli.lock import LockFile
 from provision.cli.output import emit, emit_json, say
 from provision.cli.present import cloud_ready_text
-from provision.cloud import CloudTarget, failure_of
+from provision.cloud import CloudTarget
 from provision.errors import (
     EndpointError,
     NotFoundError,
@@ -39,6 +39,7 @@ from provision.progress import (
     is_rolled_back,
     make_display,
     progress_text,
+    reported_failure,
     wait_until_settled,
 )
 from provision.reach import Check, prove_reach
@@ -245,7 +246,7 @@ def finish_cloud(
         if is_rolled_back(seen, release):
             raise roll_back(target, before, release, "\n".join(text for text in (seen.error, seen.hint) if text))
         if seen.life == "failed":
-            raise failure_of(target, seen)
+            raise reported_failure(seen)
         if seen.life == "stopped":
             raise NotRunningError(
                 f"{spec.name} came to its end while it was starting",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from provision.cli.ask import confirm
@@ -40,7 +41,7 @@ from provision.progress import (
 from provision.render import Change, Order, WheelItem, changes, render
 from provision.spec import DeploymentSpec
 from provision.state import cache_root, make_api_key
-from provision.target import Access, LogQuery, Observation
+from provision.target import Access, Deployed, LogQuery, Observation, Target
 from provision.wheel import runtime_wheel
 from runtime.deployment import HOLD_MAX_S
 from runtime.mailbox import wheel_key
@@ -183,34 +184,46 @@ def wheel_item(given: str | None, release: str) -> WheelItem | None:
 def wait_ready(target: LocalTarget, release: str) -> Observation:
     """Shows progress until `release` is ready. Raises FailedError, RolledBackError, NotRunningError, StoppedError."""
     began = time.time()
-    try:
+    with waiting(target, "in the background"):
         seen = wait_until_settled(target, release, make_display())
-    except KeyboardInterrupt:
-        seen = target.observe()
-        raise StoppedError(
-            "stopped waiting by Ctrl-C",
-            why=f"{target.name} goes on in the background ({progress_text(seen)});\n"
-            f"`deployctl down {target.name}` ends it",
-            next_command=f"deployctl up --name {target.name}",
-        ) from None
-    if is_rolled_back(seen, release) and seen.release is not None:
-        target.go_back(seen.release)
-        raise RolledBackError(
-            f"release {release} failed; release {seen.release} of {target.name} serves again",
-            why="\n".join(
-                text for text in (seen.error, seen.hint, *errors_logged(target, time.time() - began)) if text
-            ),
-            next_command=f"deployctl logs {target.name} --since 10m",
-        )
+    if is_rolled_back(seen, release):
+        raise roll_back(target, release, seen, errors_logged(target, time.time() - began))
     if seen.life == "failed":
         raise failure_of(target, seen)
     if seen.life == "stopped":
-        raise NotRunningError(
-            f"{target.name} was stopped while it was starting",
-            why="another `deployctl down`, or the end of its supervisor",
-            next_command=f"deployctl up --name {target.name}",
-        )
+        raise ended_early(seen, "another `deployctl down`, or the end of its supervisor")
     return seen
+
+
+@contextlib.contextmanager
+def waiting(target: Deployed, where: str) -> Iterator[None]:
+    """Ctrl-C ends the command and not the deployment, which goes on `where`: StoppedError says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(
+            "stopped waiting by Ctrl-C",
+            why=f"{target.name} goes on {where} ({progress_text(target.observe())});\n"
+            f"`deployctl down {target.name}` ends it",
+            next_command=f"deployctl up --name {target.name}",
+        ) from None
+
+
+def roll_back(target: Target, release: str, seen: Observation, logged: Sequence[str] = ()) -> RolledBackError:
+    """Makes the release that serves again the wanted one too. `logged`: what the logs say of the failure."""
+    if seen.release is not None:
+        target.go_back(seen.release)
+    return RolledBackError(
+        f"release {release} failed; release {seen.release} of {seen.name} serves again",
+        why="\n".join(text for text in (seen.error, seen.hint, *logged) if text),
+        next_command=f"deployctl logs {seen.name} --since 10m",
+    )
+
+
+def ended_early(seen: Observation, why: str | None = None) -> NotRunningError:
+    return NotRunningError(
+        f"{seen.name} was stopped while it was starting", why=why, next_command=f"deployctl up --name {seen.name}"
+    )
 
 
 def errors_logged(target: LocalTarget, since_s: float) -> list[str]:
@@ -233,23 +246,30 @@ def prove(access: Access) -> Completion:
     return answer
 
 
-def finish(target: LocalTarget, seen: Observation, *, text: Callable[[Access], str], took_s: float, json: bool) -> None:
-    """Proves the deployment and prints `text`: how to use it. Raises EndpointError, StoppedError."""
-    access = target.access()
+def prove_served(name: str, access: Access) -> Completion:
+    """The same for a deployment that is ready: it goes on after Ctrl-C. Raises EndpointError, StoppedError."""
     try:
-        answer = prove(access)
+        return prove(access)
     except KeyboardInterrupt:
         raise StoppedError(
-            "stopped by Ctrl-C during the proof",
-            why=f"{target.name} serves",
-            next_command=f"deployctl endpoint {target.name}",
+            "stopped by Ctrl-C during the proof", why=f"{name} serves", next_command=f"deployctl endpoint {name}"
         ) from None
+
+
+def say_proof(answer: Completion, seen: Observation, took_s: float) -> None:
     say(f"  asked     {PROOF_PROMPT}")
     say(f"  answered  {' '.join(answer.text.split())}")
     say(f"  took      {format_seconds(took_s)}")
     if held := held_text(seen):
         say(f"  {held}")
     say()
+
+
+def finish(target: LocalTarget, seen: Observation, *, text: Callable[[Access], str], took_s: float, json: bool) -> None:
+    """Proves the deployment and prints `text`: how to use it. Raises EndpointError, StoppedError."""
+    access = target.access()
+    answer = prove_served(target.name, access)
+    say_proof(answer, seen, took_s)
     if json:
         emit_json(dataclasses.asdict(seen) | {"api_key": access.api_key, "answer": answer.text})
     else:

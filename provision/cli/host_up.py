@@ -13,20 +13,26 @@ from pathlib import Path
 
 from provision import audit
 from provision.cli.ask import confirm
-from provision.cli.deploy import asked_before, prove, refuse_unstartable
+from provision.cli.deploy import (
+    asked_before,
+    ended_early,
+    prove_served,
+    refuse_unstartable,
+    roll_back,
+    say_proof,
+    waiting,
+)
 from provision.cli.doctor import explaining
 from provision.cli.lock import LockFile
 from provision.cli.output import console, emit, emit_json, say
 from provision.cli.plan_view import plan_table
-from provision.cli.present import PROOF_PROMPT, changed_text, host_ready_text
+from provision.cli.present import changed_text, host_ready_text
 from provision.errors import (
     EndpointError,
-    NotRunningError,
-    RolledBackError,
     StoppedError,
     UsageError,
 )
-from provision.host import HostRecord, HostTarget, failure_of
+from provision.host import HostRecord, HostTarget
 from provision.host_facts import HostFacts, check_host
 from provision.host_keys import confirm_key
 from provision.host_model import local_folder, upload_model
@@ -34,11 +40,10 @@ from provision.keys import besides_default
 from provision.model_source import model_spec_for
 from provision.planning import Plan, plan_deployment
 from provision.progress import (
-    format_seconds,
-    held_text,
+    failing_unit,
     is_rolled_back,
     make_display,
-    progress_text,
+    reported_failure,
     wait_until_settled,
 )
 from provision.remote import parse_host
@@ -248,7 +253,7 @@ def finish_host(target: HostTarget, release: str, *, began: float, json: bool, c
     seen = wait_ready(target, release)
     access = target.access()
     try:
-        answer = prove(access)
+        answer = prove_served(target.name, access)
     except EndpointError as error:
         if error.exit_code != EndpointError.exit_code or seen.life != "ready":
             raise
@@ -258,18 +263,7 @@ def finish_host(target: HostTarget, release: str, *, began: float, json: bool, c
             f"{access.base_url.rpartition(':')[2].partition('/')[0]}",
             next_command=f"deployctl tunnel {target.name}",
         ) from error
-    except KeyboardInterrupt:
-        raise StoppedError(
-            "stopped by Ctrl-C during the proof",
-            why=f"{target.name} serves",
-            next_command=f"deployctl endpoint {target.name}",
-        ) from None
-    say(f"  asked     {PROOF_PROMPT}")
-    say(f"  answered  {' '.join(answer.text.split())}")
-    say(f"  took      {format_seconds(time.monotonic() - began)}")
-    if held := held_text(seen):
-        say(f"  {held}")
-    say()
+    say_proof(answer, seen, time.monotonic() - began)
     if json:
         emit_json(
             dataclasses.asdict(seen)
@@ -284,27 +278,12 @@ def finish_host(target: HostTarget, release: str, *, began: float, json: bool, c
 
 def wait_ready(target: HostTarget, release: str) -> Observation:
     """Raises FailedError, RolledBackError, NotRunningError, StoppedError."""
-    try:
+    with waiting(target, f"by itself on {target.record.address}"):
         seen = wait_until_settled(target, release, make_display(), silence_limit_s=SILENCE_LIMIT_S, poll_s=POLL_S)
-    except KeyboardInterrupt:
-        seen = target.observe()
-        raise StoppedError(
-            "stopped waiting by Ctrl-C",
-            why=f"{target.name} goes on by itself on {target.record.address} ({progress_text(seen)});\n"
-            f"`deployctl down {target.name}` ends it",
-            next_command=f"deployctl up --name {target.name}",
-        ) from None
-    if is_rolled_back(seen, release) and seen.release is not None:
-        target.go_back(seen.release)
-        raise RolledBackError(
-            f"release {release} failed; release {seen.release} of {target.name} serves again",
-            why="\n".join(text for text in (seen.error, seen.hint) if text),
-            next_command=f"deployctl logs {target.name} --since 10m",
-        )
+    if is_rolled_back(seen, release):
+        raise roll_back(target, release, seen)
     if seen.life == "failed":
-        raise failure_of(target, seen)
+        raise reported_failure(seen, failing_unit(seen))
     if seen.life == "stopped":
-        raise NotRunningError(
-            f"{target.name} was stopped while it was starting", next_command=f"deployctl up --name {target.name}"
-        )
+        raise ended_early(seen)
     return seen
