@@ -9,6 +9,7 @@ several scales can be stacked: blocks of 1 × columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,10 @@ DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0
 BLOCK = 128
 TINY = 1e-12  # keeps the scale of a block of zeros from being 0
+
+# How weights in fp8 are multiplied: unpacked to the dtype of x, or with x quantized too, where there are units for it.
+Fp8Math = Literal["w8a16", "w8a8"]
+FP8_UNITS = (8, 9)  # CUDA compute capability, from Ada on
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,12 @@ class Fp8Weight:
 
 
 Weight = Tensor | Fp8Weight
+
+
+def fp8_math(capability: tuple[int, int]) -> Fp8Math:
+    """W8A8 wherever the card can, at every batch size: were it a matter of the batch, a request's numbers would depend
+    on its neighbours."""
+    return "w8a8" if capability >= FP8_UNITS else "w8a16"
 
 
 def quantize(weight: Tensor) -> Fp8Weight:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.ops import reference
 from runtime.ops.batch import Batch
-from runtime.ops.fp8 import Weight, dense, quantize
+from runtime.ops.fp8 import Weight, dense, fp8_math, quantize
 
 Linear = Callable[[Tensor], Tensor]  # [T, in] → [T, out]
 PackLinear = Callable[[Weight, Tensor | None], Linear]  # weight [out, in], bias [out]
@@ -101,5 +101,6 @@ def choose(device: torch.device, dtype: torch.dtype, quantization: str | None = 
     if device.type == "cuda":
         from runtime.ops.gpu import gpu_ops
 
-        return gpu_ops(plain, dtype)
+        math = fp8_math(torch.cuda.get_device_capability(device)) if quantization == "fp8" else None
+        return gpu_ops(plain, dtype, math)
     return plain
