@@ -13,12 +13,12 @@ import contextlib
 import ctypes
 import os
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.lab.http_server import HttpServer
 
 OPERATOR = "203.0.113.1"
 GUEST = "203.0.113.10"
@@ -92,28 +92,13 @@ def network(metadata_address: str) -> Iterator[Network]:
         yield Network(operator, guest)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A guest that was cut off in the middle of a request is no news."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
-
 @contextmanager
 def serve_http(handler: type[BaseHTTPRequestHandler], host: str, port: int, operator: Holder) -> Iterator[int]:
     """An HTTP server in the operator's network, in threads of this process; its port (0 lets the kernel choose)."""
     with operator.network_entered():
-        server = _Server((host, port), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        server = HttpServer(handler, host, port)
+    with server:
+        yield server.port
 
 
 def _ip(*words: str) -> None:

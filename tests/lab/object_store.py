@@ -17,10 +17,10 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from http.server import ThreadingHTTPServer
 
 import crcmod
 
+from tests.lab.http_server import HttpServer
 from tests.lab.store_api import StoreApi
 
 EVERYTHING = ("",)
@@ -109,29 +109,23 @@ class ObjectStore:
         self.sending = 0  # bodies on their way, not yet in `served`
         self.lock = threading.RLock()
         self.stopped = threading.Event()
-        handler = type("BoundApi", (StoreApi,), {"store": self})
-        self._httpd = ThreadingHTTPServer((host, 0), handler)
-        self._httpd.daemon_threads = True
-        self._thread = threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        self._server = HttpServer(type("BoundApi", (StoreApi,), {"store": self}), host)
 
     def __enter__(self) -> ObjectStore:
-        self._thread.start()
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self._httpd.shutdown()
-        self._httpd.server_close()
-        self._thread.join()
+        self._server.stop()
 
     @property
     def address(self) -> tuple[str, int]:
-        return str(self._httpd.server_address[0]), self._httpd.server_port
+        return self._server.host, self._server.port
 
     def url(self, bucket: str) -> str:
         """Base URL of a bucket, by path: what `Vm.endpoint` holds."""
-        host, port = self.address
-        return f"http://{host}:{port}/{bucket}"
+        return f"{self._server.url}/{bucket}"
 
     def create_bucket(self, name: str) -> None:
         self.buckets.setdefault(name, {})

@@ -11,9 +11,11 @@ import json
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 from urllib.parse import parse_qs
+
+from tests.lab.http_server import HttpServer
 
 REPO = "acme/tiny"
 API = f"/api/v1/models/{REPO}/repo"
@@ -36,22 +38,17 @@ class ModelScopeHub:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> ModelScopeHub:
-        handler = type("BoundHandler", (_Handler,), {"hub": self})
-        self._httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._httpd.daemon_threads = True
-        self._thread = threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
+        self._server = HttpServer(type("BoundHandler", (_Handler,), {"hub": self}))
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self._httpd.shutdown()
-        self._httpd.server_close()
-        self._thread.join()
+        self._server.stop()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._httpd.server_port}"
+        return self._server.url
 
     def bytes_served(self, name: str) -> int:
         return sum(end - start for start, end in self.served[name])

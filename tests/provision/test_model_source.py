@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import boto3
@@ -15,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from provision.catalog import MODELS
 from provision.model_source import ModelSourceError, model_spec_for
 from provision.spec import parse
+from tests.lab.http_server import HttpServer
 
 CONFIG = dict(MODELS["Qwen/Qwen2.5-7B-Instruct"].config)
 TOKEN = "hf_right"
@@ -54,13 +54,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with HttpServer(Hub) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

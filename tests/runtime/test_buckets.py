@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from runtime.alicloud_credentials import AccessKey, CredentialsError, KeyChain, 
 from runtime.bucket import NO_CREDENTIALS, Blob, Bucket, BucketError, Checksum, Service, open_bucket, service_of
 from runtime.mailbox import BucketMailbox
 from runtime.vm import Provider
+from tests.lab.http_server import HttpServer
 from tests.lab.object_store import OWNER, Credential, ObjectStore, vm_role
 
 REGION = "cn-hangzhou"
@@ -355,13 +355,8 @@ def metadata() -> Iterator[tuple[type[_Metadata], str]]:
         lasts_s = 3600.0
         has_role = True
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield Bound, f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+    with HttpServer(Bound) as server:
+        yield Bound, server.url
 
 
 def test_the_roles_key_is_kept_until_it_is_about_to_expire(

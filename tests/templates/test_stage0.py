@@ -9,13 +9,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar, cast
@@ -25,6 +24,7 @@ import pytest
 from runtime.deployment import encode
 from runtime.mailbox import CURRENT, STATUS, Current, FolderMailbox, Status, decode_status
 from runtime.vm import Provider, Vm
+from tests.lab.http_server import HttpServer
 from tests.lab.metadata_service import Instance, MetadataService, RoleCredentials
 from tests.lab.object_store import ObjectStore, vm_role
 from tests.templates.stage0_program import load_stage0
@@ -176,17 +176,14 @@ class _Http:
             def log_message(self, *_: object) -> None:
                 return
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._server = HttpServer(Handler)
 
     def __enter__(self) -> str:
-        self._thread.start()
-        return f"http://127.0.0.1:{self._server.server_port}/latest/"
+        self._server.start()
+        return f"{self._server.url}/latest/"
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.stop()
 
 
 def test_it_fetches_the_wheel_with_the_role_and_runs_what_is_inside(machine: Machine) -> None:

@@ -7,8 +7,10 @@ import json
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
+
+from tests.lab.http_server import HttpServer
 
 REPO = "acme/tiny"
 COMMIT = "c0ffee" + "0" * 34
@@ -31,22 +33,17 @@ class Hub:
     thaw: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Hub:
-        handler = type("BoundHandler", (_Handler,), {"hub": self})
-        self._httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._httpd.daemon_threads = True
-        self._thread = threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
+        self._server = HttpServer(type("BoundHandler", (_Handler,), {"hub": self}))
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.thaw.set()
-        self._httpd.shutdown()
-        self._httpd.server_close()
-        self._thread.join()
+        self._server.stop()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._httpd.server_port}"
+        return self._server.url
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -7,11 +7,10 @@ import ensurepip
 import hashlib
 import os
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from provision.wheel import write_wheel
 from runtime import mailbox, vm
 from runtime.agent import bootstrap, install
 from runtime.agent.bootstrap import BootstrapError, bring_up, find_pip, install_wheel, newest_pip, pip_environment
+from tests.lab.http_server import HttpServer
 
 ROOT = Path(__file__).resolve().parents[3]
 INFO = "deployctl-1.0.dist-info"
@@ -290,11 +290,6 @@ def index() -> Iterator[Index]:
         def log_message(self, *_: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}/simple"
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with HttpServer(Handler) as server:
+        found.url = f"{server.url}/simple"
+        yield found

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from runtime.agent.metadata import Metadata, MetadataError
 from runtime.vm import Provider
+from tests.lab.http_server import HttpServer
 from tests.lab.metadata_service import Instance, MetadataService
 
 INSTANCE = Instance("aws", "i-0abc", "eu-west-1", "eu-west-1a", "g6.xlarge", "", private_ip="10.0.0.7", public_ip=None)
@@ -34,15 +34,8 @@ def serve(instance: Instance) -> Iterator[tuple[MetadataService, Metadata]]:
         def log_message(self, *_: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield service, Metadata(instance.provider, "127.0.0.1", server.server_port)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with HttpServer(Handler) as server:
+        yield service, Metadata(instance.provider, server.host, server.port)
 
 
 @pytest.mark.parametrize("provider", ["aws", "alicloud"])
