@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ STAGE0_UNIT = "deployctl-stage0.service"
 UNIT_DIR = "/etc/systemd/system"
 SHOWN_UNITS = ("agent", "server", "engine")
 SERVING = {"server", "engine"}
+RELEASE = re.compile(r"r\d+")
 PRICE_PER_HOUR = 0.0  # of deployctl's; what the machine itself costs is not known here
 LARGE_BYTES = 64 * 2**20  # from here on an upload says how far it is
 TOLD_PERCENT = 10
@@ -188,6 +190,17 @@ class HostTarget:
             write_atomic(self.state.spec_file, spec.read_bytes())
         self.state.mailbox.put(CURRENT, current.read_bytes())
         self.put(CURRENT, current.read_bytes())
+
+    def forget_releases(self, kept: Sequence[str]) -> list[str]:
+        """Deletes what was sent of releases that are neither `kept` nor wanted, there and here; returns which."""
+        gone = self.state.forget_releases(kept)
+        folder = f"{SPOOL_DIR}/release"
+        known = {*kept, *(key.split("/")[1] for key in self.state.mailbox.keys("release/"))}
+        old = [name for name in self.remote().files.names(folder) if RELEASE.fullmatch(name) and name not in known]
+        if old:
+            argv = ["rm", "-r", "--", *(f"{folder}/{name}" for name in old)]
+            self.remote().do(argv, what="deleting old releases")
+        return sorted({*gone, *old})
 
     def observe(self) -> Observation:
         """A machine that cannot be reached is "unknown", never "stopped"."""

@@ -39,7 +39,7 @@ def list_(name: NameArgument = None, name_option: NameOption = None, json: JsonF
 
 @app.command("prune")
 def prune_(name: NameArgument = None, name_option: NameOption = None, json: JsonFlag = False) -> None:
-    """Delete what is written down on this side of releases that the machine does not keep any more.
+    """Delete what was sent, and is written down, of releases that the machine does not keep any more.
 
     The machine deletes its own by itself: all but the newest three and the one that serves.
     """
@@ -57,7 +57,8 @@ def prune_(name: NameArgument = None, name_option: NameOption = None, json: Json
     else:
         assert isinstance(target, LocalTarget | HostTarget)
         with locked(target.state, this_command()):
-            gone = target.state.forget_releases(kept)
+            held = target if isinstance(target, HostTarget) else target.state
+            gone = held.forget_releases(kept)
     if json:
         emit_json({"forgotten": gone, "kept": kept})
     else:

@@ -104,6 +104,8 @@ class AlicloudAccount:
         if not found:
             return None
         (made,) = found
+        if made.values["status"] != "Running":
+            return None
         roles = [str(item.values["ramRoleName"]) for item in cloud.find("RamRoleAttachment")]
         values = made.values
         user_data = base64.b64decode(values["userData"]).decode()
@@ -186,7 +188,7 @@ def open_account(at: Site, folder: Path, stack: ExitStack) -> CloudAccount:
             url = stack.enter_context(serve_moto(OPERATOR))
         return AwsAccount(at, url)
     with at.network.operator.network_entered():
-        api = stack.enter_context(alicloud_account(folder / "alicloud.json", GUEST.removesuffix("10")))
+        api = stack.enter_context(alicloud_account(folder / "alicloud.json", GUEST.removesuffix("10"), OPERATOR))
     return AlicloudAccount(at, api)
 
 

@@ -1,8 +1,8 @@
-"""Every day on AWS, in one go: the program's own resources in moto, a machine that really boots, and the commands of a
-person who changes it, breaks it, goes back, rotates its key, lets it fall asleep and wakes it.
+"""Every day on a cloud, in one go: the program's own resources in the lab's account, a machine that really boots, and
+the commands of a person who changes it, breaks it, goes back, rotates its key, lets it fall asleep and wakes it.
 
-Each step finds what the one before has left. The engine is scripted. The lab does what EC2 does: it switches the guest
-off and on as the account says.
+Each step finds what the one before has left. The engine is scripted. The lab does what EC2 and ECS do: it switches the
+guest off and on as the account says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from provision.wheel import Wheel
 from runtime.agent.idle import KEPT
 from runtime.handover import ACTIVITY
 from runtime.vm import RUN_DIR, STATE_DIR
-from tests.e2e.chained_journey import AwsAccount, Chain, chain, follow_down
+from tests.e2e.chained_journey import Chain, chain, follow_down
 from tests.e2e.cloud_journey import NAME, ask, scripted_wheel
 from tests.e2e.load import Load
 from tests.lab.packages import with_replaced
@@ -27,11 +27,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BACK = 16  # exit code of a redeploy that was taken back
 DROP_IN = "/etc/systemd/system/deployctl-agent.service.d/lab.conf"
 PATIENCE_S = 120.0
+# Where a machine asks its cloud to stop it: the agent's variable, and the user's that has the same address.
+POWER = {"aws": ("AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"), "alicloud": ("ECS_ENDPOINT", "ECS_ENDPOINT")}
 
 
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
-    with chain("bookworm", "aws", tmp_path_factory.mktemp("everyday")) as made:
+@pytest.fixture(scope="module", params=[("bookworm", "aws"), ("trixie", "alicloud")], ids="-".join)
+def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    suite, provider = request.param
+    with chain(suite, provider, tmp_path_factory.mktemp("everyday")) as made:
         assert made.up.returncode == 0, made.up.stderr
         yield made
 
@@ -110,21 +113,27 @@ def test_a_key_is_rotated_with_a_grace_and_nobody_is_refused(deployed: Chain) ->
 
 
 def test_without_requests_the_machine_stops_itself_in_the_account(deployed: Chain) -> None:
-    journey, account = deployed.journey, deployed.account
-    assert isinstance(account, AwsAccount)
-    address = account.environment["AWS_ENDPOINT_URL"]
-    journey.guest.run("mkdir", "-p", str(Path(DROP_IN).parent))
-    journey.guest.write(DROP_IN, f"[Service]\nEnvironment=AWS_ENDPOINT_URL_EC2={address}\n")
-    journey.guest.run("systemctl", "daemon-reload")
+    guest, environment = deployed.journey.guest, deployed.account.environment
+    of_machine, of_user = POWER[deployed.journey.provider]
+    guest.run("mkdir", "-p", str(Path(DROP_IN).parent))
+    guest.write(DROP_IN, f"[Service]\nEnvironment={of_machine}={environment[of_user]}\n")
+    guest.run("systemctl", "daemon-reload")
     run(deployed, "redeploy", NAME, "--idle-stop", "5m", "--yes")
-    journey.guest.run("systemctl", "restart", "deployctl-agent")
+    guest.run("systemctl", "restart", "deployctl-agent")
     sleep_until_off(deployed)
     seen = json.loads(run(deployed, "status", NAME, "--json", code=10))
     assert seen["life"] == "stopped"
     assert seen["error"] == "no request for 5 min (idle_stop)"
 
 
-def test_wake_boots_the_same_machine_and_it_answers(deployed: Chain) -> None:
+def test_wake_boots_the_same_machine_and_it_answers_and_so_does_the_next_one(deployed: Chain) -> None:
+    """The second time Pulumi's state already has a machine that was woken, and that runs."""
+    wake(deployed)
+    sleep_until_off(deployed)
+    wake(deployed)
+
+
+def wake(deployed: Chain) -> None:
     started = deployed.start("wake", NAME, "--yes", "--json")
     deadline = time.monotonic() + PATIENCE_S
     while deployed.account.machine() is None:

@@ -60,14 +60,14 @@ def cut_with(made: HostJourney, working: subprocess.Popen[str]) -> None:
 
 def wait_until_ready(made: HostJourney, release: str) -> None:
     """Without a hand's help."""
-
-    def look() -> bool | None:
-        with made.network.operator.network_entered():
-            return True if made.home.status_code(NAME) == 0 else None
-
-    wait_for(f"{release} ready", look, BACK_S)
+    wait_for(f"{release} ready", lambda: is_settled(made), BACK_S)
     seen = made.json("status", NAME)
     assert (seen["release"], seen["wanted_release"], seen["error"]) == (release, release, None)
+
+
+def is_settled(made: HostJourney) -> bool | None:
+    with made.network.operator.network_entered():
+        return True if made.home.status_code(NAME) == 0 else None
 
 
 def asked_length(made: HostJourney) -> int | None:
@@ -148,6 +148,7 @@ def test_a_cut_while_a_release_that_cannot_start_loads_ends_with_the_one_before(
     cut_with(made, working)
     made.guest.boot()
     wait_for("an answer", lambda: answers(made, access), BACK_S)
+    wait_for("the end of the way back", lambda: is_settled(made), BACK_S)
     seen = made.json("status", NAME)
     assert "release r5 failed in phase load" in seen["error"]
     said = made.run("redeploy", NAME, "--yes", code=BACK).stderr

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.mailbox import write_atomic
-from tests.lab.alicloud_api import DELETIONS, LISTINGS, AlicloudApi
+from tests.lab.alicloud_api import DELETIONS, LISTINGS, LOOPBACK, AlicloudApi
 from tests.lab.alicloud_cloud import AlicloudCloud, Refused, Thing
 from tests.lab.alicloud_mirror import SHOWN, show
 from tests.lab.pulumi_model import Created
@@ -52,6 +52,11 @@ class FileCloud(AlicloudCloud):
     def delete(self, kind: str, id: str) -> None:
         with self.lock:
             super().delete(kind, id)
+            self.save()
+
+    def switch_off(self, id: str) -> None:
+        with self.lock:
+            super().switch_off(id)
             self.save()
 
     def plant(self, kind: str, values: Properties) -> Thing:
@@ -96,7 +101,9 @@ class AccountApi(AlicloudApi):
             show(cloud, self)
             before = self._ids(action)
             status, found = super().answer(product, action, arguments)
-            if status == 200:
+            if status == 200 and action == "StopInstance":
+                cloud.switch_off(arguments["InstanceId"])
+            elif status == 200:
                 try:
                     self._end(cloud, action, arguments, before - self._ids(action))
                 except Refused as refused:
@@ -122,9 +129,9 @@ class AccountApi(AlicloudApi):
 
 
 @contextmanager
-def alicloud_account(path: Path, addresses: str) -> Iterator[AccountApi]:
-    """An empty account. `addresses`: how its public ones begin, with the last dot."""
+def alicloud_account(path: Path, addresses: str, host: str = LOOPBACK) -> Iterator[AccountApi]:
+    """An empty account. `addresses`: how its public ones begin, with the last dot. `host`: where its APIs answer."""
     FileCloud(path=path, addresses=addresses).save()
-    api = AccountApi(path=path)
+    api = AccountApi(host=host, path=path)
     with api:
         yield api

@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 from tests.lab.cloud_assistant import TAKES, CloudAssistant
 
 MOST_ON_A_PAGE = 50
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,11 @@ class AlicloudApi:
     busy: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)  # (product, action)
     assistant: CloudAssistant = field(default_factory=CloudAssistant)
+    host: str = LOOPBACK
 
     def __enter__(self) -> AlicloudApi:
         handler = type("Handler", (_Handler,), {"api": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer((self.host, 0), handler)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
@@ -91,7 +93,7 @@ class AlicloudApi:
     @property
     def environment(self) -> dict[str, str]:
         """What points the clients here, with a key."""
-        url = f"http://127.0.0.1:{self._server.server_port}"
+        url = f"http://{self.host}:{self._server.server_port}"
         return {
             **dict.fromkeys(("ECS_ENDPOINT", "VPC_ENDPOINT", "RAM_ENDPOINT", "OSS_ENDPOINT"), url),
             "ALIBABA_CLOUD_ACCESS_KEY_ID": "LTAItest",

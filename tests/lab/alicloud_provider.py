@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from provision.catalog import INSTANCE_TYPES
-from tests.lab.alicloud_cloud import REPLACES, AlicloudCloud, Refused
+from tests.lab.alicloud_cloud import INSTANCE, REPLACES, AlicloudCloud, Refused
 from tests.lab.pulumi_model import Created, OutsideTheLab
 from tests.lab.pulumi_wire import Properties
 
@@ -44,6 +44,10 @@ class AlicloudProvider:
     def update(self, token: str, id: str, inputs: Properties, outputs: Properties, settings: Properties) -> Properties:
         self._check_region(settings)
         return self.cloud.update(_kind(token), id, inputs)
+
+    def read(self, token: str, id: str) -> Properties:
+        """What a refresh finds: only a machine changes without the program."""
+        return {"status": self.cloud.get(id).values["status"]} if _kind(token) == INSTANCE else {}
 
     def delete(self, token: str, id: str, outputs: Properties, settings: Properties) -> None:
         self.cloud.delete(_kind(token), id)

@@ -326,6 +326,8 @@ class Cli:
                 host=WarmHost() if SOCKET in os.environ else None,
             )
             Guard.engine = engine
+            if kind == "up" and "--refresh" in self.given:
+                engine.refresh()
             done = {"preview": engine.preview, "up": engine.up, "destroy": engine.destroy}[kind]()
         changes: dict[str, int] = {}
         for step in done.steps:

@@ -44,7 +44,8 @@ THREADS = 32
 
 
 class Engine:
-    """One stack: `preview`, `up`, `destroy`. State lives in memory, and in `state_file` between processes."""
+    """One stack: `preview`, `up`, `refresh`, `destroy`. State lives in memory, and in `state_file` between
+    processes."""
 
     def __init__(
         self,
@@ -76,6 +77,15 @@ class Engine:
 
     def up(self) -> Run:
         return self._run(preview=False)
+
+    def refresh(self) -> None:
+        """Takes into the state what a provider's cloud says of inputs that others change too: a machine's power."""
+        for item in self.state.values():
+            read = getattr(self.providers.get(item.type.split(":")[0]), "read", None)
+            found = read(item.type, item.id) if item.custom and read is not None else {}
+            item.inputs.update({name: value for name, value in found.items() if name in item.inputs})
+            item.outputs.update(found)
+        self._save()
 
     def destroy(self) -> Run:
         """Deletes everything, dependents first. Stops at the first failure, as Pulumi does."""
