@@ -138,11 +138,11 @@ def _tiles(rows: float, gated: bool, width: int) -> tuple[int, int, int, int, in
     Few rows: small tiles, so that all multiprocessors read weights. Many: what fits 96 KiB of shared memory, which
     every card has.
     """
-    deep = 128 // width  # 128 bytes of x
+    deep, deeper = 128 // width, min(256 // width, BLOCK)
     if rows <= 16:
-        return 16, 32, 128, 4, 4
+        return 16, 32, deeper, 4, 4
     if rows <= 32:
-        return 32, 64, 128, 4, 3
+        return 32, 64, deeper, 4, 3
     columns = 64 if gated else 128
     return (64, columns, deep, 4, 3) if rows <= 64 else (128, columns, deep, 8, 3)
 

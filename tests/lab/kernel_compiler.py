@@ -18,11 +18,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from runtime.ops import fp8
+from runtime.ops.fp8 import Fp8Math
 from runtime.ops.gpu import gpu_ops
 from runtime.ops.ops import REFERENCE
 from tests.lab.batches import make_batch
 
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64",
+    torch.uint8: "u8", fp8.DTYPE: "fp8e4nv",
+}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
 
 
@@ -67,6 +72,23 @@ def run_ops(dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> Iterator
         ops.rope_write(qkv, None, 1e-6, torch.zeros(64, dim), cache, batch)
 
 
+def run_matmuls(dtype: torch.dtype, math: Fp8Math | None) -> Iterator[str]:
+    """Linear layers in fp8 and experts, for few and for many tokens; the name of each before it runs."""
+    ops, hidden, inner, experts = gpu_ops(REFERENCE, dtype, math), 1024, 384, 16
+    keep = fp8.quantize if math else torch.clone
+    gate_up, down = (
+        torch.zeros(experts, 2 * inner, hidden, dtype=dtype),
+        torch.zeros(experts, hidden, inner, dtype=dtype),
+    )
+    for tokens in (2, 60, 110, 2000):
+        x = torch.zeros(tokens, hidden, dtype=dtype)
+        yield f"linear-{math}"
+        ops.pack_linear(keep(gate_up[0]), None)(x)
+        yield f"experts-{math}"
+        routing = ops.route(torch.zeros(tokens, experts, dtype=dtype), 4, True)
+        ops.pack_experts(keep(gate_up), keep(down), 0)(x, *routing)
+
+
 def main(targets: list[int]) -> None:
     done = set()
     where: list[object] = []
@@ -75,6 +97,8 @@ def main(targets: list[int]) -> None:
         kernel: JITFunction, *arguments: object, grid: object, warmup: bool, **keywords: object
     ) -> None:
         for target in targets:
+            if target < 89 and str(where[0]).endswith("w8a8"):
+                continue
             shared = compile_kernel(kernel, arguments, keywords, target)
             line = " ".join(map(str, (*where, target, kernel.__name__, shared)))
             if line not in done:
@@ -84,6 +108,9 @@ def main(targets: list[int]) -> None:
     JITFunction.run = compile_instead
     for dtype, shape in product((torch.bfloat16, torch.float32), ((28, 4, 128), (9, 3, 64))):
         for name in run_ops(dtype, *shape):
+            where[:] = [name, str(dtype).removeprefix("torch.")]
+    for dtype, math in ((torch.float32, None), *((torch.bfloat16, math) for math in (None, "w8a16", "w8a8"))):
+        for name in run_matmuls(dtype, math):
             where[:] = [name, str(dtype).removeprefix("torch.")]
 
 

@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 # Bytes of shared memory that one program may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
-# Capability"): A100; A10, and as much on L4 and L40S (8.9); H20 and H100.
-SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
-KERNELS = {"_decode_kernel", "_reduce_kernel", "_prefill_kernel", "_norm_kernel", "_silu_kernel", "_rope_kernel"}
+# Capability"): A100; A10; L4 and L40S, the first with fp8 units; H20 and H100.
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+KERNELS = {
+    "_decode_kernel",
+    "_reduce_kernel",
+    "_prefill_kernel",
+    "_norm_kernel",
+    "_silu_kernel",
+    "_rope_kernel",
+    "_matmul_kernel",
+}
 
 
 @pytest.mark.slow
