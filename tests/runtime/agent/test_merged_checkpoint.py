@@ -17,10 +17,7 @@ from provision.weights_push import Push
 from runtime.agent.weights import Caches, prepare_weights
 from runtime.bucket import open_bucket
 from runtime.deployment import ModelSource, encode
-from runtime.engine.blocks import BlockPool
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import load_decoder
@@ -28,6 +25,7 @@ from runtime.ops.ops import REFERENCE
 from runtime.vm import Vm
 from tests.lab import checkpoints
 from tests.lab.object_store import OWNER, ObjectStore, vm_role
+from tests.lab.offline import serve
 
 REGION, BUCKET, PREFIX = "us-east-1", "some-weights", "tuned/mine"
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -68,14 +66,8 @@ def served(folder: Path) -> list[int]:
     spec = read_model_spec(folder)
     model = load_decoder(spec, checkpoint, REFERENCE, device=cpu, dtype=torch.float32, max_model_len=64)
     runner = Runner(model, device=cpu, dtype=torch.float32, block_size=16)
-    runner.allocate(8)
-    scheduler = Scheduler(BlockPool(8, 16), max_model_len=64, max_num_seqs=1, max_batched_tokens=64)
-    sequence = Sequence("0", PROMPT, Sampling(NEW_TOKENS, temperature=0, ignore_eos=True))
-    scheduler.add(sequence)
-    while sequence.finish_reason(frozenset(), 64) is None:
-        rows = scheduler.plan()
-        scheduler.apply(rows, [sample.token for sample in runner.step(rows)])
-    return list(sequence.tokens[sequence.num_prompt :])
+    request = (PROMPT, Sampling(NEW_TOKENS, temperature=0, ignore_eos=True))
+    return serve(runner, [request], blocks=8, budget=64, max_model_len=64).tokens[0]
 
 
 @pytest.fixture

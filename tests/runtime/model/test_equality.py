@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.engine.blocks import BlockPool
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import load_decoder
 from runtime.ops.ops import REFERENCE, Ops, choose
 from tests.lab import checkpoints
+from tests.lab.offline import Served, serve
 
 CPU = torch.device("cpu")
 NEW_TOKENS = 16
@@ -37,27 +35,14 @@ class Family:
         self.prompts += [[*shared, 1, 2, 3], [*shared, 4, 5]]
         self.expected = [checkpoints.greedy(self.model, p, NEW_TOKENS) for p in self.prompts]
 
-    def run(
-        self, ops: Ops, *, blocks: int = 400, budget: int = 512, seqs: int = 32
-    ) -> tuple[list[list[int]], Scheduler]:
-        """Tokens of all prompts, submitted together."""
+    def run(self, ops: Ops, *, blocks: int = 400, budget: int = 512, seqs: int = 32) -> Served:
+        """All prompts, submitted together."""
         spec = read_model_spec(self.folder)
         model = load_decoder(spec, Checkpoint(self.folder), ops, device=CPU, dtype=torch.float32, max_model_len=512)
         runner = Runner(model, device=CPU, dtype=torch.float32, block_size=BLOCK)
-        runner.allocate(blocks)
-        scheduler = Scheduler(BlockPool(blocks, BLOCK), max_model_len=512, max_num_seqs=seqs, max_batched_tokens=budget)
         sampling = Sampling(NEW_TOKENS, temperature=0, ignore_eos=True)
-        seqs_ = [Sequence(str(i), prompt, sampling) for i, prompt in enumerate(self.prompts)]
-        for seq in seqs_:
-            scheduler.add(seq)
-        while scheduler.has_work:
-            rows = scheduler.plan()
-            scheduler.apply(rows, [sample.token for sample in runner.step(rows)])
-            for row in rows:
-                if row.samples and row.seq.finish_reason(frozenset(), 512):
-                    scheduler.finish(row.seq)
-            scheduler.check()
-        return [seq.tokens[seq.num_prompt :] for seq in seqs_], scheduler
+        requests = [(prompt, sampling) for prompt in self.prompts]
+        return serve(runner, requests, blocks=blocks, budget=budget, seats=seqs)
 
 
 @pytest.fixture(scope="module", params=list(checkpoints.CONFIGS))
@@ -71,31 +56,31 @@ def fast() -> Ops:
 
 
 def test_in_a_batch_of_32_with_the_reference_ops(family: Family) -> None:
-    assert family.run(REFERENCE)[0] == family.expected
+    assert family.run(REFERENCE).tokens == family.expected
 
 
 def test_in_a_batch_of_32_with_the_fast_ops(family: Family, fast: Ops) -> None:
-    assert family.run(fast)[0] == family.expected
+    assert family.run(fast).tokens == family.expected
 
 
 def test_alone(family: Family, fast: Ops) -> None:
-    assert family.run(fast, seqs=1)[0] == family.expected
+    assert family.run(fast, seqs=1).tokens == family.expected
 
 
 def test_in_chunks_of_16_tokens(family: Family, fast: Ops) -> None:
-    assert family.run(fast, budget=16)[0] == family.expected
+    assert family.run(fast, budget=16).tokens == family.expected
 
 
 def test_through_forced_preemption(family: Family, fast: Ops) -> None:
-    tokens, scheduler = family.run(fast, blocks=16, budget=64)
-    assert scheduler.preemptions > 0
-    assert tokens == family.expected
+    served = family.run(fast, blocks=16, budget=64)
+    assert served.scheduler.preemptions > 0
+    assert served.tokens == family.expected
 
 
 def test_after_a_prefix_cache_hit(family: Family, fast: Ops) -> None:
-    tokens, scheduler = family.run(fast, seqs=1)
-    assert scheduler.prefix_hits >= 32
-    assert tokens == family.expected
+    served = family.run(fast, seqs=1)
+    assert served.scheduler.prefix_hits >= 32
+    assert served.tokens == family.expected
 
 
 def test_the_families_are_all_covered() -> None:

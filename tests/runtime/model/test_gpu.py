@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.engine.blocks import BlockPool
 from runtime.engine.memory import gpu_pool
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import load_decoder
 from runtime.ops.ops import choose
 from tests.lab import checkpoints
+from tests.lab.offline import serve
 
 pytestmark = pytest.mark.gpu
 NEW_TOKENS = 16
@@ -40,20 +38,10 @@ def test_greedy_tokens_in_float32_equal_those_of_transformers(name: str, tmp_pat
     torch.backends.cuda.matmul.allow_tf32 = False
     reference = checkpoints.save(name, tmp_path)
     prompts = [[(7 * i + 3 * n) % checkpoints.VOCAB for i in range(n)] for n in (1, 5, 16, 17, 40, 90)]
-    runner = load(tmp_path, torch.float32)
-    runner.allocate(100)
-    scheduler = Scheduler(BlockPool(100, 16), max_model_len=512, max_num_seqs=8, max_batched_tokens=32)
-    seqs = [Sequence(str(i), p, Sampling(NEW_TOKENS, temperature=0, ignore_eos=True)) for i, p in enumerate(prompts)]
-    for seq in seqs:
-        scheduler.add(seq)
-    while scheduler.has_work:
-        rows = scheduler.plan()
-        scheduler.apply(rows, [sample.token for sample in runner.step(rows)])
-        for row in rows:
-            if row.samples and row.seq.finish_reason(frozenset(), 512):
-                scheduler.finish(row.seq)
+    greedy = Sampling(NEW_TOKENS, temperature=0, ignore_eos=True)
+    runner, requests = load(tmp_path, torch.float32), [(prompt, greedy) for prompt in prompts]
     expected = [checkpoints.greedy(reference, prompt, NEW_TOKENS) for prompt in prompts]
-    assert [seq.tokens[seq.num_prompt :] for seq in seqs] == expected
+    assert serve(runner, requests, blocks=100, budget=32, seats=8).tokens == expected
 
 
 def test_the_measured_pool_fits_beside_the_model(tmp_path: Path) -> None:

@@ -9,16 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from runtime.engine.blocks import BlockPool
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import load_decoder
 from runtime.ops.ops import choose
 from runtime.ops.sampling import Sample
 from tests.lab import checkpoints
+from tests.lab.offline import serve
 
 CPU = torch.device("cpu")
 BLOCK = 16
@@ -39,20 +37,7 @@ class Served:
         self, requests: list[tuple[list[int], Sampling]], *, blocks: int = 200, budget: int = 128
     ) -> list[list[Sample]]:
         """The samples of every request, all submitted together."""
-        self.runner.allocate(blocks)
-        scheduler = Scheduler(BlockPool(blocks, BLOCK), max_model_len=512, max_num_seqs=16, max_batched_tokens=budget)
-        found: dict[str, list[Sample]] = {str(number): [] for number in range(len(requests))}
-        for number, (prompt, sampling) in enumerate(requests):
-            scheduler.add(Sequence(str(number), prompt, sampling))
-        while scheduler.has_work:
-            rows = scheduler.plan()
-            samples = self.runner.step(rows)
-            scheduler.apply(rows, [sample.token for sample in samples])
-            for row, sample in zip([row for row in rows if row.samples], samples, strict=True):
-                found[row.seq.id].append(sample)
-                if row.seq.finish_reason(frozenset(), 512):
-                    scheduler.finish(row.seq)
-        return list(found.values())
+        return serve(self.runner, requests, blocks=blocks, budget=budget, seats=16).samples
 
 
 @pytest.fixture(scope="module")

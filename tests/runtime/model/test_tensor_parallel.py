@@ -14,18 +14,18 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from runtime.engine.blocks import BlockPool
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Row, Scheduler
+from runtime.engine.scheduler import Row
 from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import read_model_spec
 from runtime.model.group import Group, Share
-from runtime.ops.sampling import Sample
 from tests.lab import checkpoints
+from tests.lab.offline import Served, serve
 from tests.runtime.model.rank_host import BLOCK, MAX_MODEL_LEN, Ranks, load, ranks
 
 NEW_TOKENS = 10
+ask = functools.partial(serve, blocks=200, budget=256, seats=16, max_model_len=MAX_MODEL_LEN)
 LIKE_THE_DEMO = LlamaConfig(
     vocab_size=250,  # 3 ranks hold 128, 122 and 0 rows of it
     hidden_size=72,
@@ -69,34 +69,7 @@ class Case:
         ]
         self.requests = [(prompt, greedy) for prompt in prompts] + list(zip(prompts, drawn, strict=True))
         self.alone = load(folder)
-        self.expected, _ = serve(self.alone, self.requests)
-
-
-def serve(
-    runner: Runner, requests: list[tuple[list[int], Sampling]], *, blocks: int = 200, budget: int = 256, seats: int = 16
-) -> tuple[list[list[Sample]], Scheduler]:
-    """The samples of every request, all submitted together."""
-    runner.allocate(blocks)
-    scheduler = Scheduler(
-        BlockPool(blocks, BLOCK), max_model_len=MAX_MODEL_LEN, max_num_seqs=seats, max_batched_tokens=budget
-    )
-    found: dict[str, list[Sample]] = {str(number): [] for number in range(len(requests))}
-    for number, (prompt, sampling) in enumerate(requests):
-        scheduler.add(Sequence(str(number), prompt, sampling))
-    while scheduler.has_work:
-        rows = scheduler.plan()
-        samples = runner.step(rows)
-        scheduler.apply(rows, [sample.token for sample in samples])
-        for row, sample in zip([row for row in rows if row.samples], samples, strict=True):
-            found[row.seq.id].append(sample)
-            if row.seq.finish_reason(frozenset(), MAX_MODEL_LEN):
-                scheduler.finish(row.seq)
-    scheduler.check()
-    return list(found.values()), scheduler
-
-
-def tokens(answers: list[list[Sample]]) -> list[list[int]]:
-    return [[sample.token for sample in answer] for answer in answers]
+        self.expected = ask(self.alone, self.requests)
 
 
 @torch.inference_mode()
@@ -135,7 +108,7 @@ class Split:
 
     case: Case
     runner: Runner
-    answers: list[list[Sample]]
+    answers: Served
 
 
 def described(split: tuple[str, int]) -> str:
@@ -149,12 +122,12 @@ def split(
     name, size = request.param
     case = cases(name)
     with rank_sets(size).serve(case.folder) as runner:
-        yield Split(case, runner, serve(runner, case.requests)[0])
+        yield Split(case, runner, ask(runner, case.requests))
 
 
 def test_tokens_and_log_probabilities_are_those_of_one_rank(split: Split) -> None:
-    assert tokens(split.answers) == tokens(split.case.expected)
-    for one, many in zip(chain(*split.case.expected), chain(*split.answers), strict=True):
+    assert split.answers.tokens == split.case.expected.tokens
+    for one, many in zip(chain(*split.case.expected.samples), chain(*split.answers.samples), strict=True):
         assert one.logprobs is not None
         assert many.logprobs is not None
         assert many.logprobs.chosen == pytest.approx(one.logprobs.chosen, abs=1e-4)
@@ -170,15 +143,15 @@ def test_logits_are_those_of_one_rank_and_cover_the_vocabulary(split: Split) -> 
 
 
 def test_chunks_and_preemption_change_not_one_bit(split: Split) -> None:
-    found, scheduler = serve(split.runner, split.case.requests, blocks=14, budget=24)
-    assert scheduler.preemptions > 0
-    assert found == split.answers
+    found = ask(split.runner, split.case.requests, blocks=14, budget=24)
+    assert found.scheduler.preemptions > 0
+    assert found.samples == split.answers.samples
 
 
 def test_a_prefix_cache_hit_changes_not_one_bit(split: Split) -> None:
-    found, scheduler = serve(split.runner, split.case.requests[6:8], seats=1)
-    assert scheduler.prefix_hits >= 2 * BLOCK
-    assert found == split.answers[6:8]
+    found = ask(split.runner, split.case.requests[6:8], seats=1)
+    assert found.scheduler.prefix_hits >= 2 * BLOCK
+    assert found.samples == split.answers.samples[6:8]
 
 
 @pytest.mark.parametrize("share", SPLITS, ids=described)

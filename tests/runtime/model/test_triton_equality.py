@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.engine.blocks import BlockPool
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Scheduler
-from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import load_decoder
@@ -21,6 +18,7 @@ from runtime.ops import triton_attention
 from runtime.ops.gpu import gpu_ops
 from runtime.ops.ops import REFERENCE
 from tests.lab import checkpoints
+from tests.lab.offline import serve
 
 CPU = torch.device("cpu")
 NEW_TOKENS = 2
@@ -40,15 +38,5 @@ def test_greedy_tokens_equal_those_of_transformers(name: str, tmp_path: Path, mo
     ops, spec = gpu_ops(REFERENCE, torch.float32), read_model_spec(tmp_path)
     model = load_decoder(spec, Checkpoint(tmp_path), ops, device=CPU, dtype=torch.float32, max_model_len=64)
     runner = Runner(model, device=CPU, dtype=torch.float32, block_size=BLOCK)
-    runner.allocate(10)
-    scheduler = Scheduler(BlockPool(10, BLOCK), max_model_len=64, max_num_seqs=2, max_batched_tokens=BUDGET)
-    seqs = [Sequence(str(i), p, Sampling(NEW_TOKENS, temperature=0, ignore_eos=True)) for i, p in enumerate(PROMPTS)]
-    for seq in seqs:
-        scheduler.add(seq)
-    while scheduler.has_work:
-        rows = scheduler.plan()
-        scheduler.apply(rows, [sample.token for sample in runner.step(rows)])
-        for row in rows:
-            if row.samples and row.seq.finish_reason(frozenset(), 64):
-                scheduler.finish(row.seq)
-    assert [seq.tokens[seq.num_prompt :] for seq in seqs] == expected
+    requests = [(prompt, Sampling(NEW_TOKENS, temperature=0, ignore_eos=True)) for prompt in PROMPTS]
+    assert serve(runner, requests, blocks=10, budget=BUDGET, seats=2, max_model_len=64).tokens == expected
