@@ -12,7 +12,7 @@ from provision.cli.ask import confirm
 from provision.cli.names import NameOption, find_target
 from provision.cli.output import JsonFlag, say
 from provision.cli.releases import reader
-from provision.errors import not_up
+from provision.errors import DeployctlError, not_up
 from runtime.deployment import HOLD_MAX_S
 
 if TYPE_CHECKING:
@@ -118,10 +118,11 @@ def _roll_cloud(target: CloudTarget, chosen: str, *, yes: bool, json: bool) -> N
     secret = {name: value.get_secret_value() for name in SECRETS if (value := getattr(now, name)) is not None}
     values = past.spec | secret | {"name": target.name}
     values.pop("runtime_wheel", None)
-    if runtime_wheel(now.runtime_wheel).sha256 == past.sha256:
-        wheel = now.runtime_wheel
-    else:
-        wheel = str(fetch_wheel(target.mailbox, past, target.name))
+    try:
+        is_here = runtime_wheel(now.runtime_wheel).sha256 == past.sha256
+    except DeployctlError:  # the file that another laptop has deployed from
+        is_here = False
+    wheel = now.runtime_wheel if is_here else str(fetch_wheel(target.mailbox, past, target.name))
     if wheel is not None:
         values["runtime_wheel"] = wheel
     up_cloud(resolve(values, env={}).spec, yes=yes, json=json, command="rollback")

@@ -10,6 +10,7 @@ test (user's side: provision)                         operator's network
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -118,10 +119,12 @@ class Journey:
         wheel: Wheel | None = None,
         sha256: str | None = None,
         machine: Machine | None = None,
+        more: dict[str, object] | None = None,
     ) -> str:
         """Puts a release into the mailbox as the program does, `current` last; returns its id.
 
-        `sha256`: another digest than the wheel's. `machine`: plan for it and not for the spec's instance type.
+        `sha256`: another digest than the wheel's. `machine`: plan for it and not for the spec's instance type. `more`:
+        fields of deployment.json that only another version writes.
         """
         spec, wheel = spec or self.spec, wheel or self.wheel
         with self.network.operator.network_entered():
@@ -142,7 +145,7 @@ class Journey:
         )
         for key, data in (
             (wheel_key(release, wheel.file_name), wheel.path.read_bytes()),
-            (release_key(release), encode(deployment)),
+            (release_key(release), json.dumps(json.loads(encode(deployment)) | (more or {})).encode()),
             (KEYS, keys_object(self.secrets["API key"])),
             (HUB_SECRET, hub_object(self.secrets["hub token"])),
             (LIFE, encode(Life())),

@@ -1,4 +1,5 @@
-"""A machine that loses its power in every phase of its first deployment gets there all the same."""
+"""A machine that loses its power in every phase of its first deployment, or in the middle of a redeploy, gets there all
+the same."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from provision.errors import EndpointError
 from runtime.mailbox import PHASES
 from runtime.vm import STATE_DIR, Provider
-from tests.e2e.cloud_journey import MODELS, NVIDIA_SMI, Journey, ask, journey
+from tests.e2e.cloud_journey import MODELS, NVIDIA_SMI, Journey, ask, journey, put_model
+from tests.lab.models import write_hollow_model
 from tests.lab.rootfs import Suite
 
 LENGTH_S = {"python": 15.0, "disk": 0.5, "driver": 1.0, "runtime": 5.0, "weights": 7.0, "load": 2.0, "serve": 0.3}
@@ -59,6 +62,39 @@ def test_a_power_cut_at_a_random_point_of_each_phase_is_survived(
         assert ask(made)
         assert kept, "no cut fell into the weights"
         assert [fetched_again(made, item) for item in kept if fetched_again(made, item)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_power_cut_while_another_models_weights_come_leaves_the_release_before_serving_until_they_are_there(
+    tmp_path: Path,
+) -> None:
+    with journey("bookworm", "aws", tmp_path, shard_bytes=SHARD_BYTES) as made:
+        made.guest.write("/usr/local/bin/nvidia-smi", SLOW_NVIDIA_SMI, 0o755)
+        first = made.order()
+        made.guest.boot()
+        made.wait_ready(first)
+        put_model(made.store, write_hollow_model(tmp_path / "real", shard_bytes=SHARD_BYTES), "real")
+        made.store.faults.keys = shards(made)
+        made.store.faults.bytes_per_s = BYTES_PER_S // 16
+        other = made.spec.model_copy(update={"model": f"s3://{MODELS}/real"})
+        second = made.order(other)
+        made.guest.wait_for("its weights", lambda: True if made.phase() == "weights" else None, 180)
+        made.guest.cut()
+        made.guest.boot()
+        made.guest.wait_for("an answer of the release before", lambda: answer(made), 180)
+        made.guest.wait_for("its weights again", lambda: True if made.phase() == "weights" else None, 180)
+        made.store.faults.bytes_per_s = None
+        made.spec = other
+        assert made.wait_ready(second).release == second
+        assert ask(made)
+
+
+def answer(made: Journey) -> str | None:
+    try:
+        return ask(made)
+    except EndpointError:
+        return None
 
 
 def reach(made: Journey, phase: str) -> None:

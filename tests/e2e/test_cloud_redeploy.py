@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from provision.errors import EndpointError
+from runtime.mailbox import RELEASES, decode_releases
 from runtime.vm import STATE_DIR
 from tests.e2e.cloud_journey import Journey, ask, journey, scripted_wheel
 from tests.e2e.load import Load
 from tests.lab.network import GUEST
+from tests.lab.packages import ROOT, with_replaced
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIENTS = 8
@@ -68,6 +71,36 @@ def test_a_new_server_version_refuses_and_resets_nobody_for_a_minute(ready: Jour
     print(f"held for {status.held_s} s, longest answer {asked.outcomes.waited_s:.1f} s, {asked.outcomes.counts}")
     assert asked.outcomes.wrong == {}
     assert asked.outcomes.counts["fine"] > CLIENTS
+
+
+def test_a_release_that_this_version_cannot_read_is_read_by_the_version_that_it_brings(
+    ready: Journey, tmp_path: Path
+) -> None:
+    """And the way back to the older version, which then keeps a release that it cannot read."""
+    text = (ROOT / "runtime/deployment.py").read_text()
+    with_shiny = text.replace("    schema: int = SCHEMA\n", "    schema: int = SCHEMA\n    shiny: bool = False\n", 1)
+    wheel = with_replaced(ready.wheel, {"runtime/deployment.py": with_shiny.encode()}, tmp_path)
+    with load(ready) as asked:
+        release = ready.order(wheel=wheel, more={"shiny": True})
+        ready.wait_ready(release)
+    assert asked.outcomes.wrong == {}
+    read = ready.guest.run("cat", f"{STATE_DIR}/current/deployment.json")
+    assert json.loads(read)["shiny"]
+    agent = ready.guest.run("readlink", f"{STATE_DIR}/agent").strip()
+    assert agent.endswith(wheel.sha256[:12])
+    assert "another" not in (ready.observe().error or "")
+    before = ready.order()
+    ready.wait_ready(before)
+    ready.guest.wait_for("the older agent", lambda: older(ready, agent), 60)
+    assert answer(ready)
+    listed = decode_releases(ready.store.get(ready.bucket, RELEASES) or b"[]")
+    assert {before, release} <= {entry.release for entry in listed}
+
+
+def older(made: Journey, agent: str) -> bool | None:
+    """Whether the agent runs from another environment, and is at work there."""
+    moved = made.guest.run("readlink", f"{STATE_DIR}/agent").strip() != agent
+    return True if moved and made.phase() == "ready" else None
 
 
 def test_a_server_that_crashes_again_and_again_does_not_close_the_port(ready: Journey) -> None:

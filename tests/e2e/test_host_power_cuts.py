@@ -60,9 +60,14 @@ def cut_with(made: HostJourney, working: subprocess.Popen[str]) -> None:
 
 def wait_until_ready(made: HostJourney, release: str) -> None:
     """Without a hand's help."""
-    wait_for(f"{release} ready", lambda: is_settled(made), BACK_S)
-    seen = made.json("status", NAME)
-    assert (seen["release"], seen["wanted_release"], seen["error"]) == (release, release, None)
+
+    def look() -> bool | None:
+        if not is_settled(made):
+            return None
+        seen = made.json("status", NAME)
+        return True if (seen["release"], seen["wanted_release"], seen["error"]) == (release, release, None) else None
+
+    wait_for(f"{release} ready, without an error", look, BACK_S)
 
 
 def is_settled(made: HostJourney) -> bool | None:

@@ -3,12 +3,14 @@ real cloud."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,11 +18,13 @@ import pytest
 
 from provision.client import pinned_context
 from provision.errors import FailedError, LockedError, UsageError
+from provision.history import FOLDER, Past
 from provision.lease import Holder
 from runtime.deployment import decode_keys, encode
-from runtime.mailbox import ASKED, KEYS, LOCK, decode_asked
+from runtime.mailbox import ASKED, CURRENT, KEYS, LOCK, decode_asked, decode_current
 from tests.lab.laptop import AwsLaptop, Done, aws_laptop
 from tests.lab.scripted_machine import ScriptedMachine, free_port, playing
+from tests.lab.small_wheel import make_small_wheel
 
 pytestmark = pytest.mark.slow
 NAME = "chat"
@@ -155,6 +159,38 @@ def test_the_doctor_finds_what_the_mailbox_tells(everyday: Everyday) -> None:
     ill = everyday.laptop.run("doctor", NAME, "--no-ssh", "--json")
     assert ill.returncode == FailedError.exit_code
     assert json.loads(ill.stdout)["findings"][0]["rule"] == "gpu-fell-off-the-bus"
+
+
+def served(everyday: Everyday) -> str | None:
+    """SHA-256 of the wheel that the machine is to run."""
+    return decode_current(everyday.object(CURRENT)).sha256
+
+
+def test_a_rollback_finds_the_wheel_of_that_release_in_the_mailbox(everyday: Everyday, tmp_path: Path) -> None:
+    first, before = everyday.json("status", NAME)["release"], served(everyday)
+    newer = make_small_wheel(tmp_path, b"# newer")
+    digest = hashlib.sha256(newer.read_bytes()).hexdigest()
+    changed = everyday.json("redeploy", NAME, "--runtime-wheel", str(newer), "--yes")["release"]
+    assert served(everyday) == digest
+    newer.unlink()  # as on another laptop
+    assert everyday.json("rollback", "--name", NAME, "--yes")["release"] == first
+    assert served(everyday) == before
+    assert everyday.json("rollback", changed, "--name", NAME, "--yes")["release"] == changed
+    assert served(everyday) == digest
+
+
+def test_prune_deletes_what_is_written_down_of_releases_that_the_machine_has_dropped(everyday: Everyday) -> None:
+    kept = [entry["release"] for entry in everyday.json("releases", "list", NAME)]
+    dropped = encode(Past(spec={}, wheel="deployctl-0.0.9-py3-none-any.whl", sha256="0" * 64))
+    wheel = f"{FOLDER}{'0' * 64}/deployctl-0.0.9-py3-none-any.whl"
+    for key, data in ((f"{FOLDER}dropped.json", dropped), (wheel, b"wheel")):
+        everyday.laptop.s3.put_object(Bucket=everyday.bucket, Key=key, Body=data)
+    assert everyday.json("releases", "prune", NAME) == {"forgotten": ["dropped"], "kept": kept}
+    listed = everyday.laptop.s3.list_objects_v2(Bucket=everyday.bucket, Prefix=FOLDER)["Contents"]
+    keys = {item["Key"] for item in listed}
+    assert {f"{FOLDER}{release}.json" for release in kept} <= keys
+    assert not keys & {wheel, f"{FOLDER}dropped.json"}
+    assert everyday.json("status", NAME)["life"] == "ready"
 
 
 def test_what_is_not_named_is_not_deleted_without_a_word(everyday: Everyday) -> None:

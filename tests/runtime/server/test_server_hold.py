@@ -94,6 +94,22 @@ def test_a_request_waits_until_the_release_has_proved_itself_and_is_answered(
     assert holding.health().status_code == 200
 
 
+def test_a_request_goes_on_waiting_while_the_engine_dies_in_its_load_and_is_started_again(
+    holding: Server, pool: ThreadPoolExecutor
+) -> None:
+    asked = held(holding, pool, 2)
+    holding.engine.start(ready=False)
+    holding.engine.wait_connected()
+    holding.engine.kill()
+    assert "new requests wait" in holding.health().json()["hint"]
+    assert not any(item.done() for item in asked)
+    holding.engine.reply = [10, 11]
+    holding.engine.start()
+    poll(lambda: holding.health().json()["phase"] == "serve", "the engine is loaded")
+    (holding.run_dir / HANDOVER).unlink()
+    assert [item.result(DEADLINE_S).status_code for item in asked] == [200] * 2
+
+
 def test_when_the_release_fails_those_who_wait_are_told_to_come_again(
     holding: Server, pool: ThreadPoolExecutor
 ) -> None:
