@@ -75,7 +75,7 @@ FIELDS: tuple[FieldDoc, ...] = (
     FieldDoc(
         "quantization",
         _ENGINE,
-        "auto (as the checkpoint; CPUs unpack fp8), none, or fp8 (on GPUs; quantizes at load what is not in fp8).",
+        "auto (GPUs: as the checkpoint; CPUs: int8), none, fp8 (GPUs) or int8 (CPUs); quantizes at load what is not.",
         "fp8",
     ),
     FieldDoc("gpu_memory_utilization", _ENGINE, "Share of GPU memory to use, 0.1 to 0.98.", "0.9"),

@@ -10,7 +10,7 @@ from importlib import resources
 import msgspec
 
 from provision.errors import PlanError
-from provision.machine import has_bf16, parse_gpus, parse_meminfo
+from provision.machine import has_bf16, has_int8, parse_gpus, parse_meminfo
 from runtime.sizing import Machine
 from runtime.vm import decode_vm
 
@@ -64,6 +64,7 @@ def parse_facts(text: str, address: str) -> HostFacts:
             gpu=gpus[0] if gpus else None,
             gpu_count=gpus.count(gpus[0]) if gpus else 0,
             cpu_has_bf16=has_bf16(parts["cpuinfo"]),
+            cpu_has_int8=has_int8(parts["cpuinfo"]),
             free_disk_bytes=int(disk) if disk else None,
         )
         systemd = re.match(r"systemd (\d+)", parts["systemd"])

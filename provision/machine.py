@@ -26,7 +26,7 @@ def detect_local(folder: Path | None = None) -> Machine:
     limit = _container_limit()
     if limit is not None and limit[0] < total:
         total, free = limit[0], min(free, limit[1])
-    gpus = _gpus()
+    gpus, cpuinfo = _gpus(), _CPUINFO.read_text()
     return Machine(
         name="this machine",
         ram_bytes=total,
@@ -34,7 +34,8 @@ def detect_local(folder: Path | None = None) -> Machine:
         cpus=len(os.sched_getaffinity(0)),
         gpu=gpus[0] if gpus else None,
         gpu_count=gpus.count(gpus[0]) if gpus else 0,
-        cpu_has_bf16=has_bf16(_CPUINFO.read_text()),
+        cpu_has_bf16=has_bf16(cpuinfo),
+        cpu_has_int8=has_int8(cpuinfo),
         free_disk_bytes=shutil.disk_usage(_existing(folder or Path.home())).free,
     )
 
@@ -51,10 +52,19 @@ def parse_meminfo(text: str) -> tuple[int, int]:
 
 def has_bf16(cpuinfo: str) -> bool:
     """True when the text of /proc/cpuinfo names bfloat16 units."""
+    return not _cpu_flags(cpuinfo).isdisjoint((*_BF16_FLAGS, "bf16"))
+
+
+def has_int8(cpuinfo: str) -> bool:
+    """True when the text of /proc/cpuinfo names the vector units that our int8 kernels are written for."""
+    return "avx2" in _cpu_flags(cpuinfo)
+
+
+def _cpu_flags(cpuinfo: str) -> frozenset[str]:
     for line in cpuinfo.splitlines():
         if line.startswith(("flags", "Features")):
-            return any(flag in line.split() for flag in (*_BF16_FLAGS, "bf16"))
-    return False
+            return frozenset(line.split())
+    return frozenset()
 
 
 def parse_gpus(csv: str) -> list[Gpu]:

@@ -250,7 +250,7 @@ class _Draft:
                 "may overflow, and a request that meets one fails"
             )
         try:
-            self.quantization = sizing.choose_quantization(spec.quantization, model, machine)
+            self.quantization = sizing.choose_quantization(spec.quantization, model, machine, self.dtype)
         except sizing.DtypeError as error:
             self.reasons.append(f"quantization {spec.quantization}: {error}; use {error.nearest}")
             self.quantization = None
@@ -288,7 +288,7 @@ class _Draft:
             model, dtype=self.dtype, batched_tokens=self.batched_tokens, num_seqs=self.max_num_seqs, tp=tp
         )
         if gpu is None:
-            weights = sizing.cpu_weights_bytes(model, dtype=self.dtype)
+            weights = sizing.cpu_weights_bytes(model, dtype=self.dtype, quantization=self.quantization)
             return sizing.Need(self.machine.free_ram_bytes, weights, activation, sizing.CPU_PROCESS_BYTES)
         weights = sizing.weights_bytes(model, dtype=self.dtype, quantization=self.quantization, tp=tp)
         usable = int(gpu.memory_bytes * self.spec.gpu_memory_utilization)

@@ -163,7 +163,7 @@ class DeploymentSpec(BaseModel):
     )
     rope_scaling: Rope | None = Field(default=None, description=_doc("rope_scaling"))
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(default="auto", description=_doc("dtype"))
-    quantization: Literal["auto", "none", "fp8"] = Field(default="auto", description=_doc("quantization"))
+    quantization: Literal["auto", "none", "fp8", "int8"] = Field(default="auto", description=_doc("quantization"))
     gpu_memory_utilization: Annotated[float, Field(ge=0.1, le=0.98), NotBool] = Field(
         default=0.92, description=_doc("gpu_memory_utilization")
     )

@@ -16,7 +16,8 @@ MIB = 1024**2
 
 BYTES_PER_ELEMENT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 FP8_BLOCK = 128  # weights per side of one scaling block of a block-fp8 checkpoint
-FP8_BYTES = 1 + 4 / FP8_BLOCK**2  # one byte and its share of the block's float32 scale
+# One byte and its share of the float32 scales: of a block in fp8; in int8 of a row, which is next to nothing.
+LINEAR_BYTES = {"fp8": 1 + 4 / FP8_BLOCK**2, "int8": 1.0}
 TP_SIZES = (1, 2, 3, 4, 6, 8, 16)
 VOCAB_PADDING = 64  # rows; the vocabulary is padded to 64 · tp
 
@@ -58,6 +59,7 @@ class Machine:
     gpu: Gpu | None = None
     gpu_count: int = 0
     cpu_has_bf16: bool = False  # AMX or AVX-512 BF16
+    cpu_has_int8: bool = False  # AVX2 or more: int8 is not slower than float32
     free_disk_bytes: int | None = None  # None = chosen at purchase, or unknown
 
 
@@ -119,7 +121,7 @@ def weights_bytes(model: ModelSpec, *, dtype: str, quantization: str | None = No
     the quantized width bw, the rest in dtype; norms and router replicated (Megatron-style sharding).
     """
     width = element_bytes(dtype)
-    linear_width = FP8_BYTES if quantization == "fp8" else width
+    linear_width = LINEAR_BYTES.get(quantization or "", width)
     shared, kv = attention_elements(model)
     replicas = max(1.0, tp / model.num_kv_heads)
     linear = model.num_layers * (shared + mlp_elements(model) + kv * replicas) / tp
@@ -272,19 +274,24 @@ def choose_dtype(asked: str, model: ModelSpec, machine: Machine) -> str:
     return "bfloat16"
 
 
-def choose_quantization(asked: str, model: ModelSpec, machine: Machine) -> str | None:
-    """What the matrices of the layers are kept in: "fp8", or None for the dtype, to which an fp8 checkpoint is then
-    unpacked at load.
+def choose_quantization(asked: str, model: ModelSpec, machine: Machine, dtype: str) -> str | None:
+    """What the matrices of the layers are kept in: "fp8", "int8", or None for `dtype`, to which an fp8 checkpoint is
+    then unpacked at load.
 
-    "auto": as the checkpoint on GPUs, None on CPUs. "fp8" quantizes a checkpoint that is not. Raises DtypeError.
+    "auto": as the checkpoint on GPUs; on CPUs int8 beside float32 where there are units for it. "fp8" and "int8"
+    quantize a checkpoint that is not. Raises DtypeError.
     """
-    own = model.quantization
+    own, on_cpu = model.quantization, machine.gpu is None
     if own not in (None, "fp8"):
         raise DtypeError(f"the checkpoint is quantized with {own}, which is not supported", "one in fp8 or 16 bits")
     if asked == "auto":
-        return None if machine.gpu is None else own
-    if asked == "fp8" and machine.gpu is None:
+        return ("int8" if machine.cpu_has_int8 and dtype == "float32" else None) if on_cpu else own
+    if asked == "fp8" and on_cpu:
         raise DtypeError("fp8 weights need a GPU", "auto")
+    if asked == "int8" and not on_cpu:
+        raise DtypeError("int8 weights are for CPUs", "fp8")
+    if asked == "int8" and dtype != "float32":
+        raise DtypeError(f"int8 is computed beside float32, not {dtype}", "none")
     return None if asked == "none" else asked
 
 
@@ -331,10 +338,13 @@ def cpu_pool_bytes(free_bytes: int, asked: int | None) -> int:
     return asked if asked is not None else max(0, min(int(free_bytes * CPU_POOL_SHARE), CPU_POOL_MAX_BYTES))
 
 
-def cpu_weights_bytes(model: ModelSpec, *, dtype: str) -> int:
-    """Weights in RAM. A tied embedding counts twice: once as a table, once packed for the output layer."""
-    packed_head = model.vocab_size * model.hidden_size * element_bytes(dtype) if model.tie_embeddings else 0
-    return weights_bytes(model, dtype=dtype) + int(packed_head)
+def cpu_weights_bytes(model: ModelSpec, *, dtype: str, quantization: str | None = None) -> int:
+    """Weights in RAM: the layers, the embeddings as a table in dtype, and the output layer, packed, even if it is tied
+    to the table; in int8 it is quantized as the layers are."""
+    width, vocabulary = element_bytes(dtype), model.vocab_size * model.hidden_size
+    layers = weights_bytes(model, dtype=dtype, quantization=quantization) - embedding_elements(model) * width
+    head_width = LINEAR_BYTES["int8"] if quantization == "int8" else width
+    return math.ceil(layers + vocabulary * (width + head_width))
 
 
 def disk_bytes(model: ModelSpec, *, system: int) -> int:

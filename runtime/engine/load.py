@@ -16,6 +16,7 @@ from runtime.deployment import Deployment, EngineOptions, Weights, decode_deploy
 from runtime.engine.channel import Channel
 from runtime.engine.exits import ConfigError
 from runtime.engine.runner import Runner
+from runtime.model.basis import AS_TRAINED, Turned
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import load_decoder
 from runtime.model.group import Group
@@ -23,7 +24,7 @@ from runtime.model_spec import ModelSpec, UnsupportedModelError
 from runtime.ops.ops import choose
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZATIONS = {"cuda": ("fp8",)}  # what a device keeps weights in, beside its dtype
+QUANTIZATIONS = {"cuda": ("fp8",), "cpu": ("int8",)}  # what a device keeps weights in, beside its dtype
 REPORT_S = 0.2  # seconds between two reports of progress
 
 log = logging.getLogger("engine")
@@ -69,6 +70,8 @@ def open_device(options: EngineOptions, group: Group) -> tuple[torch.device, tor
             f"quantization {options.quantization!r} is not supported on {options.device}",
             f"set quantization to {valid}",
         )
+    if options.quantization == "int8" and options.dtype != "float32":
+        raise ConfigError(f"int8 is computed beside float32, not {options.dtype}", "set dtype to float32")
     if options.dtype not in DTYPES:
         raise ConfigError(f"dtype {options.dtype!r} is not one of {', '.join(DTYPES)}", "set dtype to float32")
     if options.device == "cuda":
@@ -101,8 +104,16 @@ def load_runner(
     checkpoint = Checkpoint(folder)
     checkpoint.on_bytes = _Progress(checkpoint.total_bytes, on_share).add
     ops = choose(device, dtype, options.quantization)
+    basis = Turned.of(release.spec.hidden_size) if options.quantization == "int8" else AS_TRAINED
     model = load_decoder(
-        release.spec, checkpoint, ops, device=device, dtype=dtype, max_model_len=options.max_model_len, group=group
+        release.spec,
+        checkpoint,
+        ops,
+        device=device,
+        dtype=dtype,
+        max_model_len=options.max_model_len,
+        group=group,
+        basis=basis,
     )
     log.info("loaded %s: %s, %s ops, %s", folder.name, release.spec.family, ops.name, options.dtype)
     return Runner(model, device=device, dtype=dtype, block_size=options.block_size, group=group, others=others)

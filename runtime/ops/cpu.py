@@ -1,4 +1,5 @@
-"""CPU ops in float32: our own kernels, or without a compiler prepacked oneDNN linear layers and torch for the rest."""
+"""CPU ops: our own kernels, or without a compiler torch's ops and prepacked oneDNN linear layers. All is in float32,
+but for linear layers in int8 where that is asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from runtime.ops import reference
 from runtime.ops.batch import Batch
+from runtime.ops.cpu_int8 import Int8Kernels, pack_plain
 from runtime.ops.cpu_kernels import CpuKernels, load_library
 from runtime.ops.ops import REFERENCE, Linear, Ops, one_by_one, unpacked
 
@@ -18,19 +20,24 @@ from runtime.ops.ops import REFERENCE, Linear, Ops, one_by_one, unpacked
 PACK_ROWS = 32
 
 
-def cpu_ops() -> Ops:
-    """Ops for float32 on a CPU: our kernels where a compiler is at hand, else torch's own ops."""
+def cpu_ops(quantization: str | None = None) -> Ops:
+    """Our kernels where a compiler is at hand, else torch's own ops. `quantization`: "int8", or None."""
     library = load_library()
     if library is None:
-        pack = unpacked(pack_linear, torch.float32)
+        exact = unpacked(pack_linear, torch.float32)
+        pack = unpacked(pack_plain, torch.float32) if quantization == "int8" else exact
         experts = one_by_one(pack, REFERENCE.silu_mul)
-        return replace(REFERENCE, name="cpu-torch", pack_linear=pack, pack_experts=experts, attention=attention)
+        return replace(
+            REFERENCE, name="cpu-torch", pack_linear=pack, pack_router=exact, pack_experts=experts, attention=attention
+        )
     kernels = CpuKernels(library)
-    pack = unpacked(kernels.pack_linear, torch.float32)
+    exact = unpacked(kernels.pack_linear, torch.float32)
+    pack = unpacked(Int8Kernels(library).pack_linear, torch.float32) if quantization == "int8" else exact
     return replace(
         REFERENCE,
         name="cpu",
         pack_linear=pack,
+        pack_router=exact,
         pack_experts=one_by_one(pack, kernels.silu_mul),
         rms_norm=kernels.rms_norm,
         add_rms_norm=kernels.add_rms_norm,

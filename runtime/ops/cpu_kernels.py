@@ -1,4 +1,7 @@
-"""Builds cpu_kernels.cpp once into a content-hashed cache, and calls it. Strictly optional: no compiler, no kernels."""
+"""Builds the C++ kernels once into a content-hashed cache, and calls those in float32.
+
+Strictly optional: no compiler, no kernels.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,22 @@ from torch import Tensor
 from runtime.ops.batch import Batch
 from runtime.ops.ops import Linear
 
-SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_int8.cpp"))
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
 BUILD_TIMEOUT_S = 120
 
 log = logging.getLogger("engine")
 
 
-def load_library() -> ctypes.CDLL | None:
-    """The built kernels; None, with one line in the log that says why, where they cannot be built or loaded."""
+def load_library(arch: str = "native") -> ctypes.CDLL | None:
+    """The kernels, built for `arch` (GCC's -march); None, with one line in the log that says why, where they cannot be
+    built or loaded."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         log.info("CPU kernels: no C++ compiler on PATH, using torch (faster with: apt-get install g++)")
         return None
     try:
-        return ctypes.CDLL(str(_build(compiler)))
+        return ctypes.CDLL(str(_build(compiler, arch)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr[-500:] if isinstance(error, subprocess.CalledProcessError) else error
         log.warning("CPU kernels: not built, using torch: %s", detail)
@@ -44,11 +48,12 @@ def cache_dir() -> Path:
     return Path(base) / "deployctl" / "kernels"
 
 
-def _build(compiler: str) -> Path:
-    """The shared library for this source, compiler and CPU."""
-    digest = hashlib.sha256(SOURCE.read_bytes())
+def _build(compiler: str, arch: str) -> Path:
+    """The shared library for these sources, this compiler and this CPU."""
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
+    flags = (*FLAGS, f"-march={arch}")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BUILD_TIMEOUT_S).stdout
-    for part in (" ".join(FLAGS).encode(), version, platform.machine().encode(), _cpu_features()):
+    for part in (" ".join(flags).encode(), version, platform.machine().encode(), _cpu_features()):
         digest.update(part)
     library = cache_dir() / f"cpu-{digest.hexdigest()[:16]}.so"
     if library.exists():
@@ -56,7 +61,7 @@ def _build(compiler: str) -> Path:
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        command = [compiler, *FLAGS, "-o", str(built), str(SOURCE)]
+        command = [compiler, *flags, "-o", str(built), *map(str, SOURCES)]
         subprocess.run(command, capture_output=True, check=True, text=True, timeout=BUILD_TIMEOUT_S)
         os.replace(built, library)  # two engines that build at once both end with a whole file
     return library

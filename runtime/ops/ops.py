@@ -30,6 +30,7 @@ class Ops:
     name: str
     hold: Callable[[Tensor], Weight]
     pack_linear: PackLinear
+    pack_router: PackLinear  # a linear layer that is never quantized
     pack_experts: PackExperts
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -74,6 +75,7 @@ REFERENCE = Ops(
     name="reference",
     hold=as_is,
     pack_linear=pack_linear,
+    pack_router=pack_linear,
     pack_experts=one_by_one(pack_linear, reference.silu_mul),
     rms_norm=reference.rms_norm,
     add_rms_norm=reference.add_rms_norm,
@@ -92,7 +94,7 @@ def choose(device: torch.device, dtype: torch.dtype, quantization: str | None = 
     if device.type == "cpu" and dtype == torch.float32:
         from runtime.ops.cpu import cpu_ops
 
-        return cpu_ops()
+        return cpu_ops(quantization)
     if quantization == "fp8":
         plain = replace(REFERENCE, hold=quantize)
     else:

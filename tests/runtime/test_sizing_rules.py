@@ -125,15 +125,30 @@ def test_fp8_tensor_cores_begin_with_ada() -> None:
 
 def test_quantization_follows_the_checkpoint() -> None:
     quantized = replace(qwen(), quantization="fp8")
-    assert sizing.choose_quantization("auto", quantized, machine(A10)) == "fp8"
-    assert sizing.choose_quantization("auto", qwen(), machine(A10)) is None
+    assert sizing.choose_quantization("auto", quantized, machine(A10), "bfloat16") == "fp8"
+    assert sizing.choose_quantization("auto", qwen(), machine(A10), "bfloat16") is None
 
 
 def test_an_fp8_checkpoint_is_unpacked_on_a_cpu_and_where_it_is_asked_for() -> None:
     quantized = replace(qwen(), quantization="fp8")
-    assert sizing.choose_quantization("auto", quantized, machine(None)) is None
-    assert sizing.choose_quantization("none", quantized, machine(A10)) is None
+    assert sizing.choose_quantization("auto", quantized, machine(None), "float32") is None
+    assert sizing.choose_quantization("none", quantized, machine(A10), "bfloat16") is None
     assert sizing.cpu_weights_bytes(quantized, dtype="float32") == sizing.cpu_weights_bytes(qwen(), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("int8", "dtype", "found"), [(True, "float32", "int8"), (False, "float32", None), (True, "bfloat16", None)]
+)
+def test_a_cpu_with_units_for_it_computes_in_int8_beside_float32(int8: bool, dtype: str, found: str | None) -> None:
+    cpu = replace(machine(None), cpu_has_int8=int8)
+    assert sizing.choose_quantization("auto", qwen(), cpu, dtype) == found
+
+
+def test_in_int8_the_layers_and_the_head_take_a_byte_and_the_table_stays_in_float32() -> None:
+    model = qwen()
+    table = model.vocab_size * model.hidden_size
+    found = sizing.cpu_weights_bytes(model, dtype="float32", quantization="int8")
+    assert found == pytest.approx(sizing.parameters(model) + 3 * table, rel=1e-3)
 
 
 def test_heads_that_are_not_whole_fp8_blocks_are_not_cut() -> None:
@@ -145,17 +160,21 @@ def test_heads_that_are_not_whole_fp8_blocks_are_not_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "own", "gpu", "reason"),
+    ("asked", "own", "gpu", "dtype", "reason"),
     [
-        ("auto", "gptq", A10, "gptq"),
-        ("none", "gptq", None, "gptq"),
-        ("fp8", None, None, "GPU"),
-        ("fp8", "fp8", None, "GPU"),
+        ("auto", "gptq", A10, "bfloat16", "gptq"),
+        ("none", "gptq", None, "float32", "gptq"),
+        ("fp8", None, None, "float32", "GPU"),
+        ("fp8", "fp8", None, "float32", "GPU"),
+        ("int8", None, A10, "bfloat16", "CPUs"),
+        ("int8", None, None, "bfloat16", "beside float32"),
     ],
 )
-def test_quantization_that_cannot_run_is_refused(asked: str, own: str | None, gpu: Gpu | None, reason: str) -> None:
+def test_quantization_that_cannot_run_is_refused(
+    asked: str, own: str | None, gpu: Gpu | None, dtype: str, reason: str
+) -> None:
     with pytest.raises(DtypeError, match=reason):
-        sizing.choose_quantization(asked, replace(qwen(), quantization=own), machine(gpu))
+        sizing.choose_quantization(asked, replace(qwen(), quantization=own), machine(gpu), dtype)
 
 
 def test_loading_onto_gpus_needs_host_ram_for_tensors_not_for_the_model() -> None:

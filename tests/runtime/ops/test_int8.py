@@ -1,0 +1,99 @@
+"""Linear layers in int8: every way to compute them gives the numbers of the formula, and no token sees another."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from runtime.ops import cpu_kernels, int8
+from runtime.ops.cpu_int8 import Int8Kernels, pack_plain
+from runtime.ops.ops import Linear
+
+# What GCC builds for: this very CPU, AVX-512 with its dot product, AVX2, and neither. What this CPU lacks is skipped.
+ARCHES = {"native": (), "icelake-server": ("avx512_vnni", "gfni"), "haswell": ("avx2", "fma"), "x86-64": ()}
+SELDOM = ("icelake-server", "x86-64")
+SHAPES = [(960, 576), (50, 33), (17, 64), (33, 100), (32, 20), (1, 1)]
+ROWS = [1, 2, 3, 4, 5, 7, 13, 16, 17, 31, 33, 65]
+
+Pack = Callable[[Tensor, Tensor | None], Linear]
+
+
+def library(arch: str) -> ctypes.CDLL:
+    if shutil.which("g++") is None and shutil.which("c++") is None and not os.environ.get("CI"):
+        pytest.skip("no C++ compiler on PATH; the kernels are optional (apt-get install g++)")
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if missing := [flag for flag in ARCHES[arch] if flag not in flags]:
+        pytest.skip(f"this CPU has no {missing[0]}")
+    built = cpu_kernels.load_library(arch)
+    assert built is not None, "a compiler is there, so the kernels must build"
+    return built
+
+
+@pytest.fixture(
+    scope="module",
+    params=["plain", "native", "haswell", *(pytest.param(arch, marks=pytest.mark.slow) for arch in SELDOM)],
+)
+def pack(request: pytest.FixtureRequest) -> Pack:
+    return pack_plain if request.param == "plain" else Int8Kernels(library(request.param)).pack_linear
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def formula(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The module's formula with the sum in float64, where it is exact."""
+    held, (q, scale) = int8.quantize(weight), int8.quantize_rows(x)
+    y = (q.double() @ held.data.double().T) * scale.double()[:, None] * held.scale.double()
+    return (y if bias is None else y + bias).float()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_layer_is_the_formula(pack: Pack, shape: tuple[int, int]) -> None:
+    weight, bias = torch.randn(shape), torch.randn(shape[0])
+    for start in (None, bias):
+        linear = pack(weight, start)
+        for rows in ROWS:
+            x = torch.randn(rows, shape[1])
+            torch.testing.assert_close(linear(x), formula(x, weight, start), rtol=1e-5, atol=1e-5)
+
+
+def test_a_tokens_numbers_do_not_depend_on_its_batch(pack: Pack) -> None:
+    linear, x = pack(torch.randn(100, 96), torch.randn(100)), torch.randn(40, 96)
+    together = linear(x)
+    for rows in (1, 3, 8, 17):
+        assert torch.equal(linear(x[:rows]), together[:rows])
+
+
+def test_extremes_do_not_overflow(pack: Pack) -> None:
+    """All products at their largest, of one sign."""
+    inputs = 4096
+    weight, x = torch.full((32, inputs), -3.0), torch.full((6, inputs), 5.0)
+    torch.testing.assert_close(pack(weight, None)(x), torch.full((6, 32), -15.0 * inputs))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_token_that_is_not_finite_spoils_itself_alone(pack: Pack, bad: float) -> None:
+    x = torch.randn(7, 96)
+    x[2, 5] = bad
+    y = pack(torch.randn(40, 96), None)(x)
+    assert not y[2].isfinite().any()
+    assert y[[0, 1, 3, 4, 5, 6]].isfinite().all()
+
+
+def test_a_token_of_zeros_is_zero(pack: Pack) -> None:
+    assert torch.equal(pack(torch.randn(40, 96), None)(torch.zeros(2, 96)), torch.zeros(2, 40))
+
+
+def test_quantized_weights_are_within_half_a_step() -> None:
+    weight = torch.randn(30, 50)
+    held = int8.quantize(weight)
+    assert ((held.dense() - weight).abs() <= held.scale[:, None] * 0.5001).all()
