@@ -46,9 +46,9 @@ chaos: env-dev ## two minutes of requests, disconnects, bad input and kills; eve
 soak: env-dev ## the same with 20,000 requests; writes its report to docs/benchmarks
 	$(BIN)/python -m tests.chaos --out docs/benchmarks $(ARGS)
 
-gpu-check: ## the tests that need an NVIDIA GPU; says so when there is none
+gpu-check: ## what needs an NVIDIA GPU, tests and measurements, in under nine minutes; says so when there is none
 	@if nvidia-smi -L >/dev/null 2>&1; then \
-	  $(MAKE) --no-print-directory env-dev && nvidia-smi -L && $(PYTEST) -m gpu; \
+	  $(MAKE) --no-print-directory env-dev && nvidia-smi -L && $(BIN)/python -m bench.gpu $(ARGS); \
 	else echo "gpu-check: no NVIDIA GPU on this machine (nvidia-smi -L fails), so nothing was checked"; fi
 
 clean: ## remove the virtual environment and tool caches (run `make down` first)
