@@ -39,7 +39,8 @@ def test_the_journey_of_a_host(tmp_path: Path) -> None:
     with host_journey("bookworm", tmp_path) as made:
         before = state_of_the_system(made)
         a_key_that_nobody_confirmed_is_not_trusted(made)
-        ready = made.up()
+        lock = tmp_path / "deploy.lock"
+        ready = made.up("--lock", str(lock))
         assert ready["life"] == "ready"
         assert ready["answer"]
         first_key = ready["api_key"]
@@ -51,6 +52,7 @@ def test_the_journey_of_a_host(tmp_path: Path) -> None:
         logs_of_the_machine(made)
         a_tunnel_leads_to_the_endpoint(made)
         a_redeploy_keeps_key_and_address(made, first_key)
+        a_lock_file_holds_the_machine_to_what_was_built(made, lock, tmp_path)
         rotated_keys_count_at_once(made, first_key)
         a_power_cut_is_survived(made)
         another_host_key_is_refused(made, tmp_path)
@@ -147,6 +149,20 @@ def a_redeploy_keeps_key_and_address(made: HostJourney, key: str) -> None:
     assert made.json("status", NAME)["release"] == "r2"
     same = made.run(*made.up_words, "--max-model-len", "256")
     assert "is up already, as asked" in same.stderr
+
+
+def a_lock_file_holds_the_machine_to_what_was_built(made: HostJourney, lock: Path, folder: Path) -> None:
+    held = json.loads(lock.read_text())
+    assert held["deployctl"]["wheel"] == made.wheel.sha256
+    assert held["machine"]["cloud"] == "host"
+    assert held["packages"]["torch"]
+    newer = scripted_wheel(folder / "newer", "of the next month")
+    words = (*made.up_words, "--max-model-len", "256", "--runtime-wheel", str(newer.path), "--lock", str(lock))
+    refused = made.run(*words, code=2)
+    assert "another wheel than the lock file says" in refused.stderr
+    assert made.json("status", NAME)["release"] == "r2"
+    assert made.json(*words, "--upgrade")["release"] == "r3"
+    assert json.loads(lock.read_text())["deployctl"]["wheel"] == newer.sha256
 
 
 def rotated_keys_count_at_once(made: HostJourney, old: str) -> None:

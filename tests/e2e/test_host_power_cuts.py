@@ -14,7 +14,7 @@ import pytest
 from provision.client import OpenAIClient
 from provision.errors import EndpointError
 from runtime.mailbox import decode_status
-from runtime.vm import RUN_DIR, STATE_DIR
+from runtime.vm import RUN_DIR, SPOOL_DIR, STATE_DIR
 from tests.e2e.cloud_journey import scripted_wheel
 from tests.e2e.host_journey import NAME, HostJourney, host_journey
 from tests.e2e.journey import wait_for
@@ -160,4 +160,15 @@ def test_a_cut_while_a_release_that_cannot_start_loads_ends_with_the_one_before(
     assert "release r4 of box serves again" in said
     assert "next: deployctl logs box" in said
     wait_until_ready(made, "r4")
-    assert made.json("redeploy", NAME, "--runtime-wheel", str(made.wheel.path), "--yes")["release"] == "r4"
+    assert made.json("redeploy", NAME, "--max-model-len", "384", "--yes")["release"] == "r6"
+
+
+def test_prune_deletes_on_the_machine_what_it_has_dropped(made: HostJourney) -> None:
+    """It keeps three of the six by itself."""
+    found = made.json("releases", "prune", NAME)
+    assert "r1" in found["forgotten"]
+    assert made.guest.run("ls", str(SPOOL_DIR / "release")).split("\n")[:-1] == sorted(
+        [*found["kept"], "asked.json", "current.json", "keys.json", "life.json"]
+    )
+    assert made.json("releases", "prune", NAME)["forgotten"] == []
+    assert made.json("status", NAME)["life"] == "ready"
