@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from runtime.engine.blocks import BlockPool
 from runtime.engine.runner import Runner
-from runtime.engine.scheduler import Scheduler
+from runtime.engine.scheduler import Row, Scheduler
 from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
-from runtime.ops.sampling import Sample
+from runtime.ops.sampling import Drawn, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,12 @@ def serve(
     budget: int = 512,
     seats: int = 32,
     max_model_len: int = 512,
+    overlap: bool = False,
 ) -> Served:
-    """All requests, submitted together. `budget` in tokens a step; the block pool is checked after each one."""
+    """All requests, submitted together. `budget` in tokens a step; the block pool is checked after each one.
+
+    `overlap`: each step is launched before the one ahead of it is read.
+    """
     runner.allocate(blocks)
     pool = BlockPool(blocks, runner.block_size)
     scheduler = Scheduler(pool, max_model_len=max_model_len, max_num_seqs=seats, max_batched_tokens=budget)
@@ -42,11 +46,18 @@ def serve(
     for number, (prompt, sampling) in enumerate(requests):
         scheduler.add(Sequence(str(number), prompt, sampling))
         found[str(number)] = []
+    flight: tuple[list[Row], Drawn] | None = None
     while scheduler.has_work:
-        rows = scheduler.plan()
-        samples = runner.step(rows)
+        planned = scheduler.plan()
+        launched = (planned, runner.launch(planned)) if planned else None
+        due, flight = (flight, launched) if overlap else (launched, None)
+        if due is None:
+            continue
+        rows, samples = due[0], due[1].read()
         scheduler.apply(rows, [sample.token for sample in samples])
         for row, sample in zip([row for row in rows if row.samples], samples, strict=True):
+            if row.seq.ended:
+                continue
             found[row.seq.id].append(sample)
             if row.seq.finish_reason(frozenset(), max_model_len):
                 scheduler.finish(row.seq)

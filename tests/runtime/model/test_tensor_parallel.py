@@ -148,6 +148,13 @@ def test_chunks_and_preemption_change_not_one_bit(split: Split) -> None:
     assert found.samples == split.answers.samples
 
 
+def test_steps_that_run_ahead_change_not_one_bit(split: Split) -> None:
+    some = slice(3, 8)
+    found = ask(split.runner, split.case.requests[some], blocks=12, budget=64, overlap=True)
+    assert found.scheduler.preemptions > 0
+    assert found.samples == split.answers.samples[some]
+
+
 def test_a_prefix_cache_hit_changes_not_one_bit(split: Split) -> None:
     found = ask(split.runner, split.case.requests[6:8], seats=1)
     assert found.scheduler.prefix_hits >= 2 * BLOCK
