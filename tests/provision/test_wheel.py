@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -67,10 +66,8 @@ def test_an_unchanged_checkout_is_built_once(checkout: Path) -> None:
     assert first.path.stat().st_mtime_ns == stamp
 
 
-def test_this_repository_builds_in_under_one_and_a_half_seconds() -> None:
-    began = time.monotonic()
+def test_this_repository_is_built_with_all_its_packages() -> None:
     wheel = runtime_wheel()
-    assert time.monotonic() - began < 1.5
     assert find_checkout() == ROOT
     assert {name.split("/")[0] for name in zipfile.ZipFile(wheel.path).namelist()} >= set(PACKAGES)
 

@@ -7,7 +7,6 @@ import hmac
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,10 +138,9 @@ def test_depth_is_that_of_the_value_whatever_its_strings_hold(value: Any, levels
 @pytest.mark.parametrize(
     "text", [b'"\\' * 2**20, b'["' * 2**20, b"[]" * 2**20, b"[" * 2**21, b'"' * 2**21, b"{]" * 2**20]
 )
+@pytest.mark.timeout(60)  # quadratic would be hours
 def test_depth_takes_time_linear_in_the_text(text: bytes) -> None:
-    begin = time.process_time()
-    is_too_deep(text)
-    assert time.process_time() - begin < 5.0  # quadratic would be hours
+    assert not is_too_deep(text)
 
 
 def test_more_prompt_tokens_than_the_queue_holds_get_429_with_retry_after(server: Server) -> None:
@@ -241,12 +239,11 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timeout(60)  # a second here, some on a slow and busy machine; else minutes or for ever
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_grammar_is_built_or_refused_in_little_time(name: str) -> None:
-    begin = time.process_time()
     with contextlib.suppress(ApiError):
         structured.grammar(HOSTILE[name](), "none", "p")
-    assert time.process_time() - begin < 10.0  # seconds at most, also on a busy machine; else minutes or for ever
 
 
 @pytest.mark.parametrize("multiple", [1, 5, 0.01, 9973, 1e-7])
