@@ -149,8 +149,8 @@ def test_chunks_and_preemption_change_not_one_bit(split: Split) -> None:
 
 
 def test_steps_that_run_ahead_change_not_one_bit(split: Split) -> None:
-    some = slice(3, 8)
-    found = ask(split.runner, split.case.requests[some], blocks=12, budget=64, overlap=True)
+    some = slice(9, 14)
+    found = ask(split.runner, split.case.requests[some], blocks=14, budget=64, overlap=True)
     assert found.scheduler.preemptions > 0
     assert found.samples == split.answers.samples[some]
 
