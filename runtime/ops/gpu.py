@@ -24,7 +24,7 @@ def gpu_ops(plain: Ops, dtype: torch.dtype, fp8: Fp8Math | None = None) -> Ops:
     if dtype not in DTYPES or find_spec("triton") is None:
         log.warning("GPU kernels: Triton has none for %s here, using torch (slower)", dtype)
         return plain
-    from runtime.ops import triton_attention, triton_elementwise, triton_matmul
+    from runtime.ops import triton_attention, triton_elementwise, triton_matmul, triton_routing
 
     def pack_unpacked(gate_up: Weight, down: Weight, first: int) -> Experts:
         return triton_matmul.experts("dense")(dense(gate_up, dtype), dense(down, dtype), first)
@@ -39,4 +39,5 @@ def gpu_ops(plain: Ops, dtype: torch.dtype, fp8: Fp8Math | None = None) -> Ops:
         silu_mul=triton_elementwise.silu_mul,
         rope_write=triton_elementwise.rope_write,
         attention=triton_attention.attention,
+        route=triton_routing.route,
     )

@@ -16,7 +16,7 @@ padded in memory, and the host knows only the largest number of tiles, so that a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -25,9 +25,11 @@ from torch import Tensor
 
 from runtime.ops.fp8 import BLOCK, DTYPE, LARGEST, TINY, Fp8Math, Fp8Weight, Weight
 from runtime.ops.ops import Experts, Linear, PackExperts, PackLinear
+from runtime.ops.triton_routing import Routing, sort_pairs
 
 Format = Fp8Math | Literal["dense"]
 GROUPS = 16  # of 128 columns that one program quantizes
+QUANTIZED_INSIDE = 32  # rows per expert up to which the product itself quantizes x: again in each program, but at once
 L2_ROWS = 8  # tiles of rows that run side by side, so that they find their weights in the cache
 
 
@@ -57,22 +59,6 @@ def experts(fp8: Format) -> PackExperts:
         return mix
 
     return pack_experts
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Which pairs (token · top_k + choice) each expert computes: pairs order[bounds[e]:bounds[e + 1]]."""
-
-    order: Tensor  # [P]
-    bounds: Tensor  # [E + 1]
-    weights: Tensor  # [T, top_k]
-
-
-def sort_pairs(weights: Tensor, chosen: Tensor, experts: range) -> Routing:
-    """For the `experts` that are here. No synchronization with the host."""
-    numbers, order = chosen.flatten().sort(stable=True)
-    edges = torch.arange(experts.start, experts.stop + 1, device=chosen.device, dtype=chosen.dtype)
-    return Routing(order, torch.searchsorted(numbers, edges), weights.contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,43 +94,55 @@ class Matmul:
         if rows == 0:
             return out
         experts = self._data.shape[0] if routing else 1
-        data, scale, block, kind = self._data, x, (1, 1), "dense"
-        tile, x_scale = x.contiguous(), x
+        kind: Format = "dense"
+        block, data, x = (1, 1), self._data, x.contiguous()
+        scale = quantized = x_scale = x
         if isinstance(self.weight, Fp8Weight):
             scale, block, kind = self.weight.scale, self.weight.block, self.fp8
-            if kind == "w8a8":
-                tile, x_scale = quantize_rows(tile)
-            else:
+            if kind == "w8a16":
                 data = data.view(torch.uint8)
-        columns, depth = out.shape[-1], data.shape[-1]
-        tile_rows, tile_columns, tile_depth, warps, stages = _tiles(rows / experts, gated, tile.element_size())
-        tiles = rows // tile_rows + min(experts, rows) if routing else triton.cdiv(rows, tile_rows)
-        _matmul_kernel[(tiles * triton.cdiv(columns, tile_columns),)](
-            tile, x_scale, data, scale, x if bias is None else bias,
+            elif rows > QUANTIZED_INSIDE * experts:
+                quantized, x_scale = quantize_rows(x)
+        tile = _tile(rows / experts, 1 if kind == "w8a8" else x.element_size(), kind, gated)
+        tiles = rows // tile.rows + min(experts, rows) if routing else triton.cdiv(rows, tile.rows)
+        columns = out.shape[-1]
+        _matmul_kernel[(tiles * triton.cdiv(columns, tile.columns),)](
+            quantized, x_scale, data, scale, x if bias is None else bias,
             routing.order if routing else x, routing.bounds if routing else x, routing.weights if routing else x,
             out, rows, tiles,
-            N=columns, K=depth, EXPERTS=experts, TOP_K=routing.weights.shape[1] if routing else 1,
-            SCALE_ROWS=block[0], SCALE_COLUMNS=block[1], SCALES=scale.shape[-1],
-            FORMAT=kind, GROUPED=routing is not None, GATED=gated, BIASED=bias is not None,
-            TILE_EXPERTS=triton.next_power_of_2(experts), TILE_ROWS=tile_rows, TILE_COLUMNS=tile_columns,
-            TILE_DEPTH=tile_depth, SIDE_BY_SIDE=L2_ROWS, num_warps=warps, num_stages=stages,
+            N=columns, K=data.shape[-1], EXPERTS=experts, TOP_K=routing.weights.shape[1] if routing else 1,
+            SCALE_ROWS=block[0], SCALE_COLUMNS=block[1], SCALES=scale.shape[-1], LARGEST=LARGEST, TINY=TINY,
+            FORMAT=kind, QUANTIZE=kind == "w8a8" and quantized is x, GROUPED=routing is not None, GATED=gated,
+            BIASED=bias is not None, TILE_EXPERTS=triton.next_power_of_2(experts), TILE_ROWS=tile.rows,
+            TILE_COLUMNS=tile.columns, TILE_DEPTH=tile.depth, SIDE_BY_SIDE=L2_ROWS,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return out
 
 
-def _tiles(rows: float, gated: bool, width: int) -> tuple[int, int, int, int, int]:
-    """(rows, columns, depth, warps, stages) of a tile for about `rows` rows per expert of elements of `width` bytes.
+class Tile(NamedTuple):
+    """What one program computes, rows · columns, `depth` products at a time."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int  # of memory reads under way
+
+
+def _tile(rows: float, width: int, kind: Format, gated: bool) -> Tile:
+    """For about `rows` rows per expert, of `width` bytes an element.
 
     Few rows: small tiles, so that all multiprocessors read weights. Many: what fits 96 KiB of shared memory, which
-    every card has.
+    every card has. No deeper than a block of scales.
     """
     deep, deeper = 128 // width, min(256 // width, BLOCK)
     if rows <= 16:
-        return 16, 32, deeper, 4, 4
-    if rows <= 32:
-        return 32, 64, deeper, 4, 3
+        return Tile(16, 32, deeper, 4, 4 if kind == "dense" else 6)
+    if rows <= QUANTIZED_INSIDE:
+        return Tile(32, 64, deeper, 4, 3)
     columns = 64 if gated else 128
-    return (64, columns, deep, 4, 3) if rows <= 64 else (128, columns, deep, 8, 3)
+    return Tile(64, columns, deep, 4, 3) if rows <= 64 else Tile(128, columns, deep, 8, 3)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,6 +154,14 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         x, data, scale, SIZE=columns, COUNT=groups, WIDTH=BLOCK, GROUPS=GROUPS, LARGEST=LARGEST, TINY=TINY, num_warps=4
     )
     return data, scale
+
+
+@triton.jit
+def _quantized(x: tl.tensor, LARGEST: tl.constexpr, TINY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x [rows, 128] in fp8, and the scale of each row."""
+    value = x.to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value), 1), TINY) / LARGEST
+    return (value / scale[:, None]).to(tl.float8e4nv), scale
 
 
 @triton.jit
@@ -174,10 +180,9 @@ def _quantize_kernel(
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     column = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    value = tl.load(x + row * SIZE + column, mask=column < SIZE, other=0.0).to(tl.float32)
-    step = tl.maximum(tl.max(tl.abs(value), 1), TINY) / LARGEST
+    value = tl.load(x + row * SIZE + column, mask=column < SIZE, other=0.0)
+    scaled, step = _quantized(value, LARGEST, TINY)
     tl.store(scale + row * COUNT + group, step, mask=group < COUNT)
-    scaled = (value / step[:, None]).to(data.dtype.element_ty)
     tl.store(data + row * SIZE + column, scaled, mask=column < SIZE)
 
 
@@ -230,6 +235,9 @@ def _matmul_kernel(
     SCALE_COLUMNS: tl.constexpr,
     SCALES: tl.constexpr,  # in a row
     FORMAT: tl.constexpr,
+    QUANTIZE: tl.constexpr,  # x, to fp8
+    LARGEST: tl.constexpr,
+    TINY: tl.constexpr,
     GROUPED: tl.constexpr,
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
@@ -281,7 +289,10 @@ def _matmul_kernel(
         at_scale = scale + column_read // SCALE_ROWS * SCALES + k // SCALE_COLUMNS
         part_scale = row
         if FORMAT == "w8a8":
-            part_scale = tl.load(x_scale + source * ((K + 127) // 128) + k // 128)
+            if QUANTIZE:
+                part, part_scale = _quantized(part, LARGEST, TINY)
+            else:
+                part_scale = tl.load(x_scale + source * ((K + 127) // 128) + k // 128)
         total = _add_product(total, part, part_scale, at, at_scale, inside[:, None], FORMAT)
         if GATED:
             at_scale = scale + (N + column_read) // SCALE_ROWS * SCALES + k // SCALE_COLUMNS

@@ -109,7 +109,8 @@ def main(targets: list[int]) -> None:
     for dtype, shape in product((torch.bfloat16, torch.float32), ((28, 4, 128), (9, 3, 64))):
         for name in run_ops(dtype, *shape):
             where[:] = [name, str(dtype).removeprefix("torch.")]
-    for dtype, math in ((torch.float32, None), *((torch.bfloat16, math) for math in (None, "w8a16", "w8a8"))):
+    cases: list[tuple[torch.dtype, Fp8Math | None]] = [(torch.float32, None), (torch.bfloat16, None)]
+    for dtype, math in [*cases, (torch.bfloat16, "w8a16"), (torch.bfloat16, "w8a8")]:
         for name in run_matmuls(dtype, math):
             where[:] = [name, str(dtype).removeprefix("torch.")]
 

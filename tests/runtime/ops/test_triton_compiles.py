@@ -18,6 +18,8 @@ KERNELS = {
     "_silu_kernel",
     "_rope_kernel",
     "_matmul_kernel",
+    "_route_kernel",
+    "_rank_kernel",
 }
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from runtime.ops import fp8, reference
 from runtime.ops.fp8 import Fp8Weight, Weight
 from runtime.ops.ops import one_by_one, pack_linear
-from runtime.ops.triton_matmul import Matmul, experts, linears, quantize_rows, sort_pairs
+from runtime.ops.triton_matmul import Matmul, experts, linears, quantize_rows
+from runtime.ops.triton_routing import sort_pairs
 from tests.runtime.ops.conftest import Place
 
 HIDDEN, INNER, EXPERTS, TOP_K = 144, 80, 4, 2
