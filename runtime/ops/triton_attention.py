@@ -161,7 +161,7 @@ def _prefill_kernel(
 ) -> None:
     """One program: some tokens of one request, with the query heads of one key-value head."""
     TILE_TOKENS: tl.constexpr = TILE_ROWS // GROUP
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)  # a prompt's longest rows first
     request = _owner(tile, starts, requests, TILE_TOKENS)
     start, end = tl.load(starts + request), tl.load(starts + request + 1)
     first = start + (tile - start // TILE_TOKENS - request) * TILE_TOKENS
