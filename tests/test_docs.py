@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import tomllib
@@ -16,6 +17,8 @@ from provision.errors import exit_codes
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+PROOFS = [ROOT / "docs" / name for name in ("verification.md", "limits.md")]
+PROOF = re.compile(r"`((?:tests/)?[\w/]*test_[\w*]+\.py)(?:::(\w+))?`")
 
 
 def code_lines(page: Path) -> Iterator[str]:
@@ -34,6 +37,43 @@ def commands(page: Path, program: str) -> Iterator[list[str]]:
                 yield shlex.split(found)
             except ValueError:
                 yield found.split()
+
+
+def proofs(row: str) -> Iterator[tuple[str, list[Path], str]]:
+    """(as named, files, test or "") of each test that a row names. A name without a folder stands in the last one's."""
+    folder = ROOT / "tests"
+    for name, test in PROOF.findall(row):
+        if "/" in name:
+            folder = (ROOT / name).parent
+        yield name, sorted(folder.glob(Path(name).name)), test
+
+
+def slow_tests(file: Path) -> dict[str, bool]:
+    """Each test of a file: whether `make test` leaves it out."""
+    module = ast.parse(file.read_text())
+    assigned = [ast.unparse(node) for node in module.body if isinstance(node, ast.Assign)]
+    all_slow = any(line.startswith("pytestmark") and "pytest.mark.slow" in line for line in assigned)
+    return {
+        node.name: all_slow or any(ast.unparse(mark) == "pytest.mark.slow" for mark in node.decorator_list)
+        for node in module.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    }
+
+
+@pytest.mark.parametrize("page", PROOFS, ids=lambda page: page.name)
+def test_every_file_of_tests_that_is_named_as_a_proof_exists(page: Path) -> None:
+    assert [name for name, files, _ in proofs(page.read_text()) if not files] == []
+
+
+@pytest.mark.parametrize("page", PROOFS, ids=lambda page: page.name)
+def test_a_proof_that_make_test_leaves_out_says_so(page: Path) -> None:
+    silent = []
+    for row in page.read_text().splitlines():
+        for name, files, test in proofs(row):
+            found = {key: slow for file in files for key, slow in slow_tests(file).items() if test in ("", key)}
+            if found and all(found.values()) and "make test-all" not in row:
+                silent.append(f"{name} {test}: {row[:60]}")
+    assert silent == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
