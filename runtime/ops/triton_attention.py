@@ -94,13 +94,9 @@ def _attend(
     begin: tl.tensor,
     end: tl.tensor,
     scale: tl.tensor,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_KEYS: tl.constexpr,
-    TILE_DIM: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_KEYS: tl.constexpr, TILE_DIM: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Attention over keys [begin, end), of which every row must see the first: sum of values weighted by
     2^(score - best), the best score, and the sum of the weights."""
     dim = tl.arange(0, TILE_DIM)
@@ -141,24 +137,11 @@ def _owner(tile: tl.tensor, starts: tl.tensor, requests: tl.tensor, TILE_TOKENS:
 
 @triton.jit(do_not_specialize=["requests", "table_width"])
 def _prefill_kernel(
-    query: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
-    starts: tl.tensor,
-    contexts: tl.tensor,
-    tables: tl.tensor,
-    out: tl.tensor,
-    scale: tl.tensor,
-    requests: tl.tensor,
-    table_width: tl.tensor,
-    GROUP: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_KEYS: tl.constexpr,
-    TILE_DIM: tl.constexpr,
-) -> None:
+    query: tl.tensor, keys: tl.tensor, values: tl.tensor, starts: tl.tensor, contexts: tl.tensor, tables: tl.tensor,
+    out: tl.tensor, scale: tl.tensor, requests: tl.tensor, table_width: tl.tensor,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE_ROWS: tl.constexpr,
+    TILE_KEYS: tl.constexpr, TILE_DIM: tl.constexpr,
+) -> None:  # fmt: skip
     """One program: some tokens of one request, with the query heads of one key-value head."""
     TILE_TOKENS: tl.constexpr = TILE_ROWS // GROUP
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)  # a prompt's longest rows first
@@ -180,14 +163,8 @@ def _prefill_kernel(
         unseen + token + 1,
         0,
         unseen + tl.minimum(first + TILE_TOKENS, end),
-        scale,
-        KV_HEADS,
-        DIM,
-        BLOCK_SIZE,
-        TILE_ROWS,
-        TILE_KEYS,
-        TILE_DIM,
-    )
+        scale, KV_HEADS, DIM, BLOCK_SIZE, TILE_ROWS, TILE_KEYS, TILE_DIM,
+    )  # fmt: skip
     tl.store(out + at, (gathered / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
@@ -199,24 +176,11 @@ def _segment_length(context: tl.tensor, segments: tl.tensor, TILE_KEYS: tl.const
 
 @triton.jit(do_not_specialize=["segments", "table_width"])
 def _decode_kernel(
-    query: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
-    contexts: tl.tensor,
-    tables: tl.tensor,
-    partial: tl.tensor,
-    weight: tl.tensor,
-    scale: tl.tensor,
-    segments: tl.tensor,
-    table_width: tl.tensor,
-    GROUP: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_KEYS: tl.constexpr,
-    TILE_DIM: tl.constexpr,
-) -> None:
+    query: tl.tensor, keys: tl.tensor, values: tl.tensor, contexts: tl.tensor, tables: tl.tensor, partial: tl.tensor,
+    weight: tl.tensor, scale: tl.tensor, segments: tl.tensor, table_width: tl.tensor,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE_ROWS: tl.constexpr,
+    TILE_KEYS: tl.constexpr, TILE_DIM: tl.constexpr,
+) -> None:  # fmt: skip
     """One program: one segment of the keys of one request, with the query heads of one key-value head.
 
     Writes its own attention to `partial` [R, N, segments, D] and log2 of its weight to `weight` [R, N, segments].
@@ -238,14 +202,8 @@ def _decode_kernel(
         context + tl.zeros([TILE_ROWS], tl.int32),
         begin,
         tl.minimum(begin + length, context),
-        scale,
-        KV_HEADS,
-        DIM,
-        BLOCK_SIZE,
-        TILE_ROWS,
-        TILE_KEYS,
-        TILE_DIM,
-    )
+        scale, KV_HEADS, DIM, BLOCK_SIZE, TILE_ROWS, TILE_KEYS, TILE_DIM,
+    )  # fmt: skip
     at = head * segments + segment
     tl.store(partial + at[:, None] * DIM + dim[None, :], gathered / total[:, None], mask=inside)
     tl.store(weight + at, best + tl.log2(total), mask=row < GROUP)
@@ -253,16 +211,9 @@ def _decode_kernel(
 
 @triton.jit
 def _reduce_kernel(
-    partial: tl.tensor,
-    weight: tl.tensor,
-    contexts: tl.tensor,
-    out: tl.tensor,
-    HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    TILE_KEYS: tl.constexpr,
-    TILE_DIM: tl.constexpr,
-) -> None:
+    partial: tl.tensor, weight: tl.tensor, contexts: tl.tensor, out: tl.tensor,
+    HEADS: tl.constexpr, DIM: tl.constexpr, SEGMENTS: tl.constexpr, TILE_KEYS: tl.constexpr, TILE_DIM: tl.constexpr,
+) -> None:  # fmt: skip
     """The segments of one query head of one request, weighted."""
     request = tl.program_id(0).to(tl.int64)
     head = request * HEADS + tl.program_id(1)

@@ -78,16 +78,9 @@ def _rounded(value: tl.tensor, like: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _norm_kernel(
-    x: tl.tensor,
-    residual: tl.tensor,
-    weight: tl.tensor,
-    out: tl.tensor,
-    total: tl.tensor,
-    eps: tl.tensor,
-    SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    ADD: tl.constexpr,
-) -> None:
+    x: tl.tensor, residual: tl.tensor, weight: tl.tensor, out: tl.tensor, total: tl.tensor, eps: tl.tensor,
+    SIZE: tl.constexpr, TILE: tl.constexpr, ADD: tl.constexpr,
+) -> None:  # fmt: skip
     """One program: one row."""
     column = tl.arange(0, TILE)
     inside = column < SIZE
@@ -117,23 +110,11 @@ def _silu_kernel(gate_up: tl.tensor, out: tl.tensor, SIZE: tl.constexpr, TILE: t
 
 @triton.jit
 def _rope_kernel(
-    qkv: tl.tensor,
-    q_norm: tl.tensor,
-    k_norm: tl.tensor,
-    table: tl.tensor,
-    positions: tl.tensor,
-    slots: tl.tensor,
-    query: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
-    eps: tl.tensor,
-    QUERY_HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    NORMED: tl.constexpr,
-    TILE_HEADS: tl.constexpr,
-    TILE_HALF: tl.constexpr,
-) -> None:
+    qkv: tl.tensor, q_norm: tl.tensor, k_norm: tl.tensor, table: tl.tensor, positions: tl.tensor, slots: tl.tensor,
+    query: tl.tensor, keys: tl.tensor, values: tl.tensor, eps: tl.tensor,
+    QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr,
+    TILE_HEADS: tl.constexpr, TILE_HALF: tl.constexpr,
+) -> None:  # fmt: skip
     """One program: some heads of one token, whether query, key or value; each pair (i, i + D/2) in one place."""
     HEADS: tl.constexpr = QUERY_HEADS + 2 * KV_HEADS
     DIM: tl.constexpr = 2 * HALF
