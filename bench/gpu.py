@@ -10,6 +10,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
+from bench.__main__ import shown
 from bench.gpu_models import SHAPES, TINY_SHAPES
 from bench.gpu_report import ModelResult, Report, SuiteRun, markdown
 from bench.gpu_runs import LOAD, TINY_LOAD, EngineRun, GpuLimits, PeerRun, math_dtype
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> int:
     ]
     report = Report(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=" ".join(["python -m bench.gpu", *argv]),
+        command=shlex.join(["python", "-m", "bench.gpu", *shown(argv)]),
         machine=describe_machine(ROOT),
         versions=our_versions(),
         dtype=math_dtype(options.device),

@@ -42,9 +42,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     gate_up = gate_up.contiguous()
     tokens, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(tokens, inner)
-    if tokens:  # an expert that no token chose
-        grid = (tokens, triton.cdiv(inner, SILU_COLUMNS))
-        _silu_kernel[grid](gate_up, out, SIZE=inner, TILE=SILU_COLUMNS, num_warps=4)
+    grid = (tokens, triton.cdiv(inner, SILU_COLUMNS))
+    _silu_kernel[grid](gate_up, out, SIZE=inner, TILE=SILU_COLUMNS, num_warps=4)
     return out
 
 
