@@ -19,6 +19,7 @@ class Kind(IntEnum):
     ALLOCATE = 3  # driver → rank: make a KV pool of this many blocks
     MEASURE = 4  # driver → rank: how many KV blocks fit your GPU? The answer is of the same kind
     STEP = 5  # driver → rank: run this (runtime.engine.step)
+    RECORD = 6  # driver → rank: record decode steps: blocks of the longest request, then the sizes
 
 
 class Channel:

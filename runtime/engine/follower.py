@@ -50,6 +50,9 @@ def follow(runner: Runner, channel: Channel, gpu_memory_utilization: float) -> N
                 runner.forward(body)
             case Kind.ALLOCATE:
                 runner.allocate(array(INT32, bytes(body))[0])
+            case Kind.RECORD:
+                width, *sizes = array(INT32, bytes(body))
+                runner.record(sizes, width)
             case Kind.MEASURE:
                 blocks = gpu_pool(gpu_memory_utilization, runner.kv_bytes_per_block, useful_blocks=2**31 - 1).blocks
                 channel.send(Kind.MEASURE, array(INT32, [blocks]))

@@ -91,7 +91,7 @@ class EngineLoop:
         grammars: Grammars,
         gpus: GpuWatch,
         *,
-        overlap: bool = False,
+        overlap: bool | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -99,7 +99,8 @@ class EngineLoop:
         self.watchdog = watchdog
         self.grammars = grammars
         self.gpus = gpus
-        self.overlap = overlap  # of no use where the device's operations block, as a CPU's do
+        # Of no use where the device's operations block, as a CPU's do.
+        self.overlap = runner.device.type == "cuda" if overlap is None else overlap
         self._flight: Flight | None = None  # launched and not read
         self._was_out_of_memory = False
         self._eos = frozenset(runner.model.spec.eos_token_ids)

@@ -26,6 +26,7 @@ from runtime.engine.channel import Kind
 from runtime.engine.exits import ConfigError, run_to_end
 from runtime.engine.gpu import GpuWatch
 from runtime.engine.grammar import Grammars
+from runtime.engine.graphs import graph_sizes
 from runtime.engine.link import ServerGone, ServerLink
 from runtime.engine.load import Release, load_runner, open_device, read_release
 from runtime.engine.loop import EngineLoop, Watchdog
@@ -41,6 +42,7 @@ CPU_CHUNK_TOKENS = (16, 2048)
 REHEARSAL_TOKENS = 128
 REHEARSALS = 3
 GPU_CHUNK_TOKENS = (2048, 8192)  # cards below and from 40 GiB
+GRAPH_SHARE = 0.05  # of a GPU's memory, at most, for recorded steps
 MIN_HANG_S = 5.0
 RANKS_POLL_S = 0.2
 LOADED_PERCENT = 90.0  # of the start; the rest is the rehearsal
@@ -93,7 +95,7 @@ def _serve(release_dir: Path, run_dir: Path) -> None:
     log.info("ready after %.1f s", time.monotonic() - begin)
     grammars = Grammars(Path(weights.path), spec.vocab_size, spec.eos_token_ids)
     gc.freeze()  # weights and modules stay: no pass of the collector need look at them again
-    EngineLoop(scheduler, runner, link, watchdog, grammars, GpuWatch(), overlap=runner.device.type == "cuda").run()
+    EngineLoop(scheduler, runner, link, watchdog, grammars, GpuWatch()).run()
 
 
 def _load_with_ranks(release: Release, release_dir: Path, run_dir: Path, link: ServerLink) -> Runner:
@@ -137,8 +139,13 @@ def size_engine(runner: Runner, deployment: Deployment) -> tuple[Scheduler, floa
     useful = 1 + blocks_per_request * options.max_num_seqs
     loaded = used_bytes(runner.device)
     runner.allocate(2)
+    recorded: list[int] = []
     if runner.device.type == "cuda":
-        pool, budget, step_s = _measure_gpu(runner, options, useful)
+        if runner.model.ops.recordable:
+            recorded = _record_within_limit(runner, options.max_num_seqs, blocks_per_request)
+        budget, step_s = _gpu_budget(runner, options)  # after it: recording empties the allocator's cache
+        pool = gpu_pool(options.gpu_memory_utilization, per_block, useful)
+        pool = replace(pool, blocks=runner.fewest_blocks(pool.blocks))
     else:
         budget, step_s = _cpu_budget(runner, options)
         pool = cpu_pool(options.kv_cache_bytes, per_block * options.tensor_parallel, useful)  # ranks share the RAM
@@ -149,6 +156,8 @@ def size_engine(runner: Runner, deployment: Deployment) -> tuple[Scheduler, floa
             f"set max_model_len to at most {max(0, pool.blocks - 1) * size}, or a larger kv_cache_gib",
         )
     runner.allocate(pool.blocks)
+    if recorded:
+        runner.record(recorded, blocks_per_request)
     _log_sizes(runner, deployment, loaded, pool, budget, step_s)
     scheduler = Scheduler(
         BlockPool(pool.blocks, size),
@@ -170,14 +179,31 @@ def _cpu_budget(runner: Runner, options: EngineOptions) -> tuple[int, float]:
     return budget, budget * per_token
 
 
-def _measure_gpu(runner: Runner, options: EngineOptions, useful: int) -> tuple[PoolSize, int, float]:
+def _gpu_budget(runner: Runner, options: EngineOptions) -> tuple[int, float]:
+    """Tokens that a step may take, and the seconds of such a step."""
     total = torch.cuda.get_device_properties(runner.device).total_memory
     small, large = GPU_CHUNK_TOKENS
     budget = options.max_batched_tokens or (small if total < 40 * 2**30 else large)
     runner.rehearse(budget, options.max_num_seqs)
-    step_s = runner.rehearse(budget, options.max_num_seqs)
-    pool = gpu_pool(options.gpu_memory_utilization, runner.kv_bytes_per_block, useful)
-    return replace(pool, blocks=runner.fewest_blocks(pool.blocks)), budget, step_s
+    return budget, runner.rehearse(budget, options.max_num_seqs)
+
+
+def _record_within_limit(runner: Runner, max_num_seqs: int, blocks_per_request: int) -> list[int]:
+    """Records decode steps over the small pool of the measurements, so that their memory is part of these; the same
+    sizes are to be recorded again over the real one. The larger half is left out while they take too much.
+    """
+    sizes = graph_sizes(max_num_seqs)
+    while True:
+        runner.allocate(2)
+        free, total = torch.cuda.mem_get_info(runner.device)
+        begin = time.perf_counter()
+        runner.record(sizes, blocks_per_request)
+        taken = free - torch.cuda.mem_get_info(runner.device)[0]
+        spent = time.perf_counter() - begin
+        log.info("CUDA graphs: %d sizes up to %d take %.2f GiB, %.1f s", len(sizes), sizes[-1], taken / 2**30, spent)
+        if taken <= GRAPH_SHARE * total or len(sizes) == 1:
+            return sizes
+        sizes = sizes[: len(sizes) // 2]
 
 
 def _log_sizes(

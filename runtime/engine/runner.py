@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runtime.engine.blocks import PADDING_BLOCK
 from runtime.engine.channel import Channel, Kind
+from runtime.engine.graphs import DecodeGraphs, Record, recorder
 from runtime.engine.scheduler import Row
 from runtime.engine.sequence import Sequence
 from runtime.engine.step import INT32, pack_step, unpack_step
@@ -45,6 +46,7 @@ class Runner:
         self.block_size = block_size
         self.group = group
         self.caches: list[Tensor] = []
+        self.graphs: DecodeGraphs | None = None
         self._others = others
         self._chosen = torch.empty(0, dtype=torch.int64, device=device)  # by the newest step
         self._places: dict[str, int] = {}  # of each request's token among them
@@ -66,9 +68,27 @@ class Runner:
         shows here, not in the middle of a request."""
         self.tell(Kind.ALLOCATE, array(INT32, [num_blocks]))
         spec = self.model.spec
+        self.graphs = None  # they hold the addresses of the pool before
         shape = (2, num_blocks, self.block_size, self.model.num_kv_heads, spec.head_dim)
         self.caches = []
+        self.release_memory()
         self.caches = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(spec.num_layers)]
+
+    @torch.inference_mode()
+    def record(self, sizes: list[int], width: int, record: Record | None = None) -> None:
+        """Records decode steps of `sizes` requests over the present KV pool, on every rank; they are used from now on.
+
+        `width`: blocks of the longest request that will come.
+        """
+        self.tell(Kind.RECORD, array(INT32, [width, *sizes]))
+        self.graphs = DecodeGraphs(
+            lambda batch: self.model.forward(batch, self.caches),
+            record or recorder(self.device),
+            sizes,
+            width=width,
+            vocab_size=self.model.spec.vocab_size if self.group.rank == 0 else None,
+            device=self.device,
+        )
 
     def fewest_blocks(self, blocks: int) -> int:
         """The smallest of `blocks` and what fits the GPUs of the other ranks."""
@@ -87,20 +107,29 @@ class Runner:
         """
         masks = allowed or {}
         sampled = [row for row in rows if row.samples]
-        drawn = draw(self.logits(rows), [self._sampling(row, masks.get(row.seq.id)) for row in sampled])
+        sampling = [self._sampling(row, masks.get(row.seq.id)) for row in sampled]
+        size = self.graphs.size_for(rows) if self.graphs else None
+        logits = self.logits(rows, size)
+        if self.graphs and size and all(row.is_plain for row in sampling):
+            drawn = Drawn(self.graphs.choose(sampling, size), sampling)
+        else:
+            drawn = draw(logits[: len(sampling)], sampling)
         self._chosen = drawn.tokens
         self._places = {row.seq.id: place for place, row in enumerate(sampled)}
         return drawn
 
-    def logits(self, rows: list[Row]) -> Tensor:
-        """[S, V] in float32 for the rows that sample, of a step that every rank runs."""
-        packed = pack_step(rows, self.block_size, self._places)
+    def logits(self, rows: list[Row], size: int | None = None) -> Tensor:
+        """[S, V] in float32 for the rows that sample, after all ranks have begun the step. `size`: padded to it."""
+        packed = pack_step(rows, self.block_size, self._places, size)
         self.tell(Kind.STEP, packed)
         return self.forward(packed)
 
     def forward(self, packed: array[int] | bytearray) -> Tensor:
         """This rank's part in one packed step (runtime.engine.step)."""
-        return self.model.forward(unpack_step(packed, self.device, self._newest), self.caches)
+        batch = unpack_step(packed, self.device, self._newest)
+        if self.graphs and self.graphs.holds(batch):
+            return self.graphs.forward(batch)
+        return self.model.forward(batch, self.caches)
 
     def _newest(self, count: int) -> Tensor:
         """The first `count` tokens that the step before chose: rank 0, which chose them, tells the others."""

@@ -40,4 +40,5 @@ def gpu_ops(plain: Ops, dtype: torch.dtype, fp8: Fp8Math | None = None) -> Ops:
         rope_write=triton_elementwise.rope_write,
         attention=triton_attention.attention,
         route=triton_routing.route,
+        recordable=True,
     )

@@ -25,6 +25,7 @@ class Ops:
     """One implementation of each op; signatures and shapes are those of `runtime.ops.reference`.
 
     `hold` is what becomes of a matrix of the layers that the checkpoint has unquantized, before it is packed.
+    `recordable`: no launch depends on what lies on the device, so that a step of decodes can be a CUDA graph.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Ops:
     rope_write: RopeWrite
     attention: Callable[[Tensor, Tensor, Batch, float], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
+    recordable: bool = False
 
 
 def as_is(weight: Tensor) -> Weight:

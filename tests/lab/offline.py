@@ -34,12 +34,16 @@ def serve(
     seats: int = 32,
     max_model_len: int = 512,
     overlap: bool = False,
+    recorded: Iterable[int] = (),
 ) -> Served:
     """All requests, submitted together. `budget` in tokens a step; the block pool is checked after each one.
 
-    `overlap`: each step is launched before the one ahead of it is read.
+    `overlap`: each step is launched before the one ahead of it is read. `recorded`: sizes of decode steps that are
+    recorded first.
     """
     runner.allocate(blocks)
+    if sizes := list(recorded):
+        runner.record(sizes, -(-max_model_len // runner.block_size))
     pool = BlockPool(blocks, runner.block_size)
     scheduler = Scheduler(pool, max_model_len=max_model_len, max_num_seqs=seats, max_batched_tokens=budget)
     found: dict[str, list[Sample]] = {}

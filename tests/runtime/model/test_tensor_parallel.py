@@ -148,9 +148,10 @@ def test_chunks_and_preemption_change_not_one_bit(split: Split) -> None:
     assert found.samples == split.answers.samples
 
 
-def test_steps_that_run_ahead_change_not_one_bit(split: Split) -> None:
+@pytest.mark.parametrize("recorded", [(1, 2, 4, 8), pytest.param((), marks=pytest.mark.slow)], ids=str)
+def test_steps_that_run_ahead_and_are_recorded_change_not_one_bit(split: Split, recorded: tuple[int, ...]) -> None:
     some = slice(9, 14)
-    found = ask(split.runner, split.case.requests[some], blocks=14, budget=64, overlap=True)
+    found = ask(split.runner, split.case.requests[some], blocks=14, budget=64, overlap=True, recorded=recorded)
     assert found.scheduler.preemptions > 0
     assert found.samples == split.answers.samples[some]
 
