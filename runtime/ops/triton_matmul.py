@@ -30,6 +30,7 @@ from runtime.ops.triton_routing import Routing, sort_pairs
 Format = Fp8Math | Literal["dense"]
 GROUPS = 16  # of 128 columns that one program quantizes
 QUANTIZED_INSIDE = 32  # rows per expert up to which the product itself quantizes x: again in each program, but at once
+WHOLE = 2**30  # columns of a block where a row has one scale: the same kernel for matrices of every width
 L2_ROWS = 8  # tiles of rows that run side by side, so that they find their weights in the cache
 
 
@@ -109,10 +110,10 @@ class Matmul:
         _matmul_kernel[(tiles * triton.cdiv(columns, tile.columns),)](
             quantized, x_scale, data, scale, x if bias is None else bias,
             routing.order if routing else x, routing.bounds if routing else x, routing.weights if routing else x,
-            out, rows, tiles,
-            N=columns, K=data.shape[-1], EXPERTS=experts, TOP_K=routing.weights.shape[1] if routing else 1,
-            SCALE_ROWS=block[0], SCALE_COLUMNS=block[1], SCALES=scale.shape[-1], LARGEST=LARGEST, TINY=TINY,
-            FORMAT=kind, QUANTIZE=kind == "w8a8" and quantized is x, GROUPED=routing is not None, GATED=gated,
+            out, rows, tiles, columns, data.shape[-1], scale.shape[-1],
+            EXPERTS=experts, TOP_K=routing.weights.shape[1] if routing else 1, SCALE_ROWS=block[0],
+            SCALE_COLUMNS=block[1] if scale.shape[-1] > 1 else WHOLE, LARGEST=LARGEST, TINY=TINY, FORMAT=kind,
+            QUANTIZE=kind == "w8a8" and quantized is x, GROUPED=routing is not None, GATED=gated,
             BIASED=bias is not None, TILE_EXPERTS=triton.next_power_of_2(experts), TILE_ROWS=tile.rows,
             TILE_COLUMNS=tile.columns, TILE_DEPTH=tile.depth, SIDE_BY_SIDE=L2_ROWS,
             num_warps=tile.warps, num_stages=tile.stages,
@@ -151,7 +152,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     groups = triton.cdiv(columns, BLOCK)
     data, scale = x.new_empty(rows, columns, dtype=DTYPE), x.new_empty(rows, groups, dtype=torch.float32)
     _quantize_kernel[(rows, triton.cdiv(groups, GROUPS))](
-        x, data, scale, SIZE=columns, COUNT=groups, WIDTH=BLOCK, GROUPS=GROUPS, LARGEST=LARGEST, TINY=TINY, num_warps=4
+        x, data, scale, columns, groups, WIDTH=BLOCK, GROUPS=GROUPS, LARGEST=LARGEST, TINY=TINY, num_warps=4
     )
     return data, scale
 
@@ -169,8 +170,8 @@ def _quantize_kernel(
     x: tl.tensor,
     data: tl.tensor,
     scale: tl.tensor,
-    SIZE: tl.constexpr,
-    COUNT: tl.constexpr,
+    columns: tl.tensor,
+    groups: tl.tensor,
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
     LARGEST: tl.constexpr,
@@ -180,10 +181,10 @@ def _quantize_kernel(
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     column = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    value = tl.load(x + row * SIZE + column, mask=column < SIZE, other=0.0)
+    value = tl.load(x + row * columns + column, mask=column < columns, other=0.0)
     scaled, step = _quantized(value, LARGEST, TINY)
-    tl.store(scale + row * COUNT + group, step, mask=group < COUNT)
-    tl.store(data + row * SIZE + column, scaled, mask=column < SIZE)
+    tl.store(scale + row * groups + group, step, mask=group < groups)
+    tl.store(data + row * columns + column, scaled, mask=column < columns)
 
 
 @triton.jit
@@ -214,7 +215,7 @@ def _add_product(  # type: ignore[no-untyped-def]
         return total + product * (x_scale[:, None] * tl.load(scale)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles", "scales"])
 def _matmul_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
@@ -227,13 +228,13 @@ def _matmul_kernel(
     out: tl.tensor,
     rows: tl.tensor,
     tiles: tl.tensor,
-    N: tl.constexpr,  # columns of the output; with GATED, weight has twice as many rows
-    K: tl.constexpr,
+    N: tl.tensor,  # columns of the output; with GATED, weight has twice as many rows
+    K: tl.tensor,
+    scales: tl.tensor,  # in a row of `scale`
     EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     SCALE_ROWS: tl.constexpr,
     SCALE_COLUMNS: tl.constexpr,
-    SCALES: tl.constexpr,  # in a row
     FORMAT: tl.constexpr,
     QUANTIZE: tl.constexpr,  # x, to fp8
     LARGEST: tl.constexpr,
@@ -248,7 +249,7 @@ def _matmul_kernel(
     SIDE_BY_SIDE: tl.constexpr,
 ) -> None:
     """One program: one tile of the output."""
-    wide: tl.constexpr = SIDE_BY_SIDE * ((N + TILE_COLUMNS - 1) // TILE_COLUMNS)
+    wide = SIDE_BY_SIDE * ((N + TILE_COLUMNS - 1) // TILE_COLUMNS)
     first = tl.program_id(0) // wide * SIDE_BY_SIDE
     height = min(tiles - first, SIDE_BY_SIDE)
     tile = first + tl.program_id(0) % wide % height
@@ -270,9 +271,8 @@ def _matmul_kernel(
         pair = tl.load(order + row, mask=real, other=0)
         source = pair // TOP_K if GATED else tl.where(real, row, 0)
         target = row if GATED else pair
-        matrix: tl.constexpr = N * K * (2 if GATED else 1)
-        weight += expert.to(tl.int64) * matrix
-        scale += expert * (((2 if GATED else 1) * N + SCALE_ROWS - 1) // SCALE_ROWS) * SCALES
+        weight += expert.to(tl.int64) * ((2 if GATED else 1) * N) * K
+        scale += expert * (((2 if GATED else 1) * N + SCALE_ROWS - 1) // SCALE_ROWS) * scales
     else:
         real = row < rows
         source = tl.where(real, row, 0)
@@ -286,7 +286,7 @@ def _matmul_kernel(
         inside = k + depth < K
         part = tl.load(x + source[:, None] * K + k + depth[None, :], mask=inside[None, :], other=0.0)
         at = weight + column_read[None, :] * K + k + depth[:, None]
-        at_scale = scale + column_read // SCALE_ROWS * SCALES + k // SCALE_COLUMNS
+        at_scale = scale + column_read // SCALE_ROWS * scales + k // SCALE_COLUMNS
         part_scale = row
         if FORMAT == "w8a8":
             if QUANTIZE:
@@ -295,7 +295,7 @@ def _matmul_kernel(
                 part_scale = tl.load(x_scale + source * ((K + 127) // 128) + k // 128)
         total = _add_product(total, part, part_scale, at, at_scale, inside[:, None], FORMAT)
         if GATED:
-            at_scale = scale + (N + column_read) // SCALE_ROWS * SCALES + k // SCALE_COLUMNS
+            at_scale = scale + (N + column_read) // SCALE_ROWS * scales + k // SCALE_COLUMNS
             second = _add_product(second, part, part_scale, at + N * K, at_scale, inside[:, None], FORMAT)
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * second

@@ -84,7 +84,7 @@ def _route_kernel(
     tl.store(chosen + at, numbers, mask=slot < TOP_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "tiles"])
 def _rank_kernel(
     chosen: tl.tensor,
     order: tl.tensor,

@@ -45,6 +45,8 @@ def compile_kernel(kernel: JITFunction, arguments: tuple[object, ...], keywords:
             alignment[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
+                alignment[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=alignment)
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     return int(compiled.metadata.shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from runtime.model.checkpoint import Checkpoint, CheckpointError, Columns, Part,
 from runtime.model.decoder import load_decoder
 from runtime.model.matrix import Matrices, Piece
 from runtime.model_spec import UnsupportedModelError
-from runtime.ops.fp8 import Fp8Weight, dense
+from runtime.ops.fp8 import Fp8Weight, dense, quantize
+from runtime.ops.gpu import gpu_ops
 from runtime.ops.ops import REFERENCE, Ops, as_is, choose
 from tests.lab import fp8_checkpoints as lab
 from tests.runtime.engine.engine_process import write_release
+from tests.runtime.ops.conftest import refuse_interpreter
 
 CPU = torch.device("cpu")
 PROMPT = [(7 * i + 3) % lab.VOCAB for i in range(40)]
@@ -35,16 +38,20 @@ KINDS = {
 
 
 @torch.inference_mode()
-def logits(folder: Path, ops: Ops) -> torch.Tensor:
+def logits(folder: Path, ops: Ops, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """After the prompt, [1, V]."""
-    model = load_decoder(
-        read_model_spec(folder), Checkpoint(folder), ops, device=CPU, dtype=torch.float32, max_model_len=64
-    )
-    runner = Runner(model, device=CPU, dtype=torch.float32, block_size=16)
+    spec = read_model_spec(folder)
+    model = load_decoder(spec, Checkpoint(folder), ops, device=device, dtype=dtype, max_model_len=64)
+    runner = Runner(model, device=device, dtype=dtype, block_size=16)
     runner.allocate(5)
     request = Sequence("", PROMPT, Sampling(1))
     request.blocks = [1, 2, 3]
     return runner.logits([Row(request, 0, len(PROMPT), samples=True)])
+
+
+def agreement(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The cosine between logits."""
+    return float(torch.cosine_similarity(one.flatten().float().cpu(), other.flatten().float().cpu(), dim=0))
 
 
 def matrices(folder: Path) -> Matrices:
@@ -64,6 +71,35 @@ def test_logits_are_bit_for_bit_those_of_the_unpacked_checkpoint(kind: str, tmp_
     lab.save(config(), tmp_path, blocks=in_blocks)
     for ops in (REFERENCE, choose(CPU, torch.float32)):
         assert torch.equal(logits(tmp_path / "fp8", ops), logits(tmp_path / "float32", ops))
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[:2])
+def test_what_is_quantized_at_load_says_what_a_checkpoint_quantized_before_says(kind: str, tmp_path: Path) -> None:
+    lab.save(KINDS[kind][0](), tmp_path)
+    quantizing = replace(REFERENCE, hold=quantize)  # embedding, head and router stay as they are, here and there
+    assert torch.equal(logits(tmp_path / "float32", quantizing), logits(tmp_path / "fp8", REFERENCE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_that_keep_weights_in_fp8_say_the_same(kind: str, tmp_path: Path) -> None:
+    config, in_blocks = KINDS[kind]
+    lab.save(config(), tmp_path, blocks=in_blocks)
+    ops = gpu_ops(REFERENCE, torch.float32, "w8a16")
+    want = logits(tmp_path / "float32", REFERENCE)
+    torch.testing.assert_close(logits(tmp_path / "fp8", ops), want, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+def test_on_a_gpu_they_differ_by_rounding_only(kind: str, quantization: str | None, tmp_path: Path) -> None:
+    refuse_interpreter("cuda")
+    config, in_blocks = KINDS[kind]
+    lab.save(config(), tmp_path, blocks=in_blocks)
+    gpu = torch.device("cuda")
+    found = logits(tmp_path / "fp8", choose(gpu, torch.bfloat16, quantization), gpu, torch.bfloat16)
+    assert agreement(found, logits(tmp_path / "float32", REFERENCE)) > 0.95
 
 
 def test_logits_are_those_of_transformers(blocks: Path) -> None:
