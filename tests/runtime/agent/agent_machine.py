@@ -109,6 +109,12 @@ class Machine:
         self.process = subprocess.Popen(argv, env=env, start_new_session=True)
         return wait_for(self.record, "a supervisor")
 
+    def serve(self, release: str) -> Status:
+        """Deploys and starts it; returns when it is ready."""
+        self.deploy(release)
+        self.start()
+        return self.wait_ready(release)
+
     def record(self) -> Record | None:
         return read_record(self.state)
 
@@ -130,6 +136,10 @@ class Machine:
 
     def wait_ready(self, release: str) -> Status:
         return self.wait_status(lambda s: (s.release, s.phase, s.error) == (release, "ready", None), f"{release} ready")
+
+    def wait_way_back(self) -> Status:
+        """Until a release has failed and the one before serves again."""
+        return self.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
 
     def log(self, unit: str) -> str:
         path = self.state / "logs" / f"{unit}.log"

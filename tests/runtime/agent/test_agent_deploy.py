@@ -27,16 +27,12 @@ from runtime.mailbox import (
 
 
 def test_a_first_deployment_becomes_ready_and_answers(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     assert machine.get("/health")[0] == 200
 
 
 def test_a_release_that_is_ready_has_said_what_it_runs_on(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     built = decode_built(machine.mailbox.get(BUILT) or b"")
     assert (built.release, built.torch, built.driver) == ("r1", metadata.version("torch"), None)
 
@@ -126,9 +122,7 @@ def test_a_redeploy_replaces_engine_and_server_and_keeps_the_port(machine: Machi
 
 
 def test_the_old_release_serves_while_the_new_one_prepares(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     engine = machine.pid("engine")
     machine.deploy("r2", source="/no/such/folder")
     status = machine.wait_status(lambda s: s.error is not None, "an error")
@@ -140,11 +134,9 @@ def test_the_old_release_serves_while_the_new_one_prepares(machine: Machine) -> 
 
 
 def test_a_release_that_does_not_load_is_rolled_back(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     machine.deploy("r2", "refuse")
-    status = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    status = machine.wait_way_back()
     assert status.release == "r1"
     assert "release r2 failed in phase load: engine: config.json: hidden_act" in (status.error or "")
     assert machine.get("/health")[0] == 200
@@ -152,9 +144,7 @@ def test_a_release_that_does_not_load_is_rolled_back(machine: Machine) -> None:
 
 
 def test_when_the_way_back_fails_too_the_error_is_that_of_the_wanted_release(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     previous = machine.state / "releases" / "r1" / "deployment.json"
     previous.write_text(previous.read_text().replace('"ok"', '"refuse"'))
     machine.deploy("r2", "refuse")
@@ -163,11 +153,9 @@ def test_when_the_way_back_fails_too_the_error_is_that_of_the_wanted_release(mac
 
 
 def test_after_a_rollback_a_restart_of_the_agent_does_not_try_the_bad_release_again(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     machine.deploy("r2", "refuse")
-    told = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    told = machine.wait_way_back()
     engine = machine.pid("engine")
     restart_agent(machine)
     machine.wait_status(lambda s: s.updated_at > told.updated_at and s.error == told.error, "the same status")
@@ -175,11 +163,9 @@ def test_after_a_rollback_a_restart_of_the_agent_does_not_try_the_bad_release_ag
 
 
 def test_after_a_rollback_the_next_release_is_taken(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     machine.deploy("r2", "crash")
-    machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    machine.wait_way_back()
     machine.deploy("r3")
     machine.wait_ready("r3")
 
@@ -193,9 +179,7 @@ def test_a_newer_release_ends_the_loading_of_the_one_before(machine: Machine) ->
 
 
 def test_a_restarted_agent_leaves_what_is_ready_alone(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    ready = machine.wait_ready("r1")
+    ready = machine.serve("r1")
     before = machine.pid("server"), machine.pid("engine")
     seen = watch_statuses(machine, lambda: restart_agent(machine), after=ready.updated_at)
     assert (machine.pid("server"), machine.pid("engine")) == before
@@ -266,9 +250,7 @@ def test_a_load_that_stands_still_is_given_up_with_what_health_says(machine: Mac
 
 
 def test_a_release_of_a_newer_version_changes_nothing_and_says_how_to_start_that_version(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     engine = machine.pid("engine")
     machine.mailbox.put(release_key("r2"), of_a_newer_version(machine.deployment("r1")))
     machine.mailbox.put(CURRENT, encode(Current(release="r2", deployment=release_key("r2"))))
@@ -282,9 +264,7 @@ def test_a_release_of_a_newer_version_changes_nothing_and_says_how_to_start_that
 
 
 def test_a_release_of_a_newer_version_that_is_kept_does_not_disturb_an_older_agent(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     kept = machine.state / "releases" / "newer"
     kept.mkdir()
     (kept / "deployment.json").write_bytes(of_a_newer_version(machine.deployment("r1")))

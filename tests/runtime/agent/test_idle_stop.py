@@ -14,9 +14,7 @@ from runtime.mailbox import LIFE, Life
 
 def test_without_a_request_everything_ends_and_the_status_says_why(machine: Machine) -> None:
     machine.mailbox.put(LIFE, encode(Life(idle_stop_s=3)))
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     status = machine.wait_status(lambda s: s.phase == "stopped", "it stops")
     assert status.error == "no request for 3 s (idle_stop)"
     assert status.hint is not None
@@ -29,9 +27,7 @@ def test_without_a_request_everything_ends_and_the_status_says_why(machine: Mach
 
 def test_before_the_end_the_status_warns_and_a_request_takes_the_warning_away(machine: Machine) -> None:
     machine.mailbox.put(LIFE, encode(Life(idle_stop_s=600)))
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     kept = machine.state / "last-request"
     at = time.time() - 550
     os.utime(kept, (at, at))

@@ -82,9 +82,7 @@ def test_sigterm_leaves_no_process_socket_record_or_port(machine: Machine) -> No
 
 
 def test_shutdown_over_the_control_socket_does_the_same(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     machine.units.shutdown()
     assert machine.process is not None
     assert machine.process.wait(15) == 0
@@ -92,9 +90,7 @@ def test_shutdown_over_the_control_socket_does_the_same(machine: Machine) -> Non
 
 
 def test_kill_9_of_the_supervisor_takes_every_unit_with_it(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     assert len(machine.processes()) >= 4
     assert machine.process is not None
     machine.process.kill()
@@ -105,9 +101,7 @@ def test_kill_9_of_the_supervisor_takes_every_unit_with_it(machine: Machine) -> 
 
 
 def test_after_kill_9_the_next_start_serves_again(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     assert machine.process is not None
     machine.process.kill()
     machine.process.wait()
@@ -119,9 +113,7 @@ def test_after_kill_9_the_next_start_serves_again(machine: Machine) -> None:
 
 @pytest.mark.parametrize("unit", ["agent", "server", "engine"])
 def test_a_unit_killed_with_9_comes_back_and_the_others_stay(machine: Machine, unit: str) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     before = {name: machine.pid(name) for name in ("agent", "server", "engine")}
     os.kill(before[unit], signal.SIGKILL)
     wait_for(lambda: machine.units.state(unit).pid not in (None, before[unit]), f"a new {unit}")
@@ -133,9 +125,7 @@ def test_a_unit_killed_with_9_comes_back_and_the_others_stay(machine: Machine, u
 
 
 def test_connections_during_a_server_restart_wait_and_are_not_refused(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     answers: list[int | str] = []
     stop = threading.Event()
 
@@ -272,9 +262,7 @@ def test_a_log_is_rotated_by_size_and_one_older_file_is_kept(tmp_path: Path) -> 
 
 
 def test_the_last_words_of_a_killed_unit_are_in_its_log(machine: Machine) -> None:
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     os.kill(machine.pid("engine"), signal.SIGKILL)
     wait_for(lambda: machine.units.state("engine").exits == 1, "the exit is noticed")
     log = machine.log("engine")
@@ -283,9 +271,7 @@ def test_the_last_words_of_a_killed_unit_are_in_its_log(machine: Machine) -> Non
 
 def test_what_a_restarted_unit_says_reaches_its_log_every_time(machine: Machine) -> None:
     """The new process's pipe may get the number that the old one's had."""
-    machine.deploy("r1")
-    machine.start()
-    machine.wait_ready("r1")
+    machine.serve("r1")
     for count in range(2, 8):
         machine.units.restart("engine")
         wait_for(lambda count=count: machine.log("engine").count("engine of r1") == count, f"word {count}", 10.0)

@@ -18,15 +18,8 @@ from runtime.handover import HANDOVER, ProcessId
 from runtime.mailbox import RELEASES, decode_releases
 
 
-def served(machine: Machine, release: str) -> Machine:
-    machine.deploy(release)
-    machine.start()
-    machine.wait_ready(release)
-    return machine
-
-
 def test_while_a_release_takes_over_every_question_is_answered_by_one_server_or_the_other(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     answers: list[int | str] = []
     over = threading.Event()
 
@@ -60,10 +53,10 @@ def test_nobody_is_held_before_a_release_has_ever_served(machine: Machine) -> No
 
 
 def test_a_server_that_does_not_accept_leaves_the_one_before_alone(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     before = machine.pid("server"), machine.pid("engine")
     machine.deploy("r2", "deaf")
-    status = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    status = machine.wait_way_back()
     assert status.release == "r1"
     assert "this server cannot accept" in (status.error or "")
     assert (machine.pid("server"), machine.pid("engine")) == before
@@ -72,9 +65,9 @@ def test_a_server_that_does_not_accept_leaves_the_one_before_alone(machine: Mach
 
 @pytest.mark.slow
 def test_an_engine_whose_first_answer_is_empty_is_rolled_back(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     machine.deploy("r2", "empty")
-    status = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    status = machine.wait_way_back()
     assert status.release == "r1"
     assert "release r2 failed in phase serve: the model's first answer is none: it is empty" in (status.error or "")
     assert machine.get("/health")[0] == 200
@@ -82,7 +75,7 @@ def test_an_engine_whose_first_answer_is_empty_is_rolled_back(machine: Machine) 
 
 @pytest.mark.slow
 def test_another_first_answer_than_the_recorded_one_is_a_warning(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     machine.deploy("r2", "other")
     status = machine.wait_ready("r2")
     assert "does not answer as it did in release r1" in (status.hint or "")
@@ -91,11 +84,11 @@ def test_another_first_answer_than_the_recorded_one_is_a_warning(machine: Machin
 
 @pytest.mark.slow
 def test_going_back_to_a_release_that_does_not_load_any_more_ends_at_the_one_that_served(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     machine.deploy("r2")
     machine.wait_ready("r2")
     machine.deploy("r1", "refuse")
-    status = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    status = machine.wait_way_back()
     assert status.release == "r2"
     assert "release r1 failed in phase load" in (status.error or "")
     assert machine.get("/health")[0] == 200
@@ -103,9 +96,9 @@ def test_going_back_to_a_release_that_does_not_load_any_more_ends_at_the_one_tha
 
 @pytest.mark.slow
 def test_the_machine_tells_which_releases_it_keeps_and_which_one_serves(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     machine.deploy("r2", "refuse")
-    machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    machine.wait_way_back()
 
     def told() -> dict[str, str] | None:
         found = {entry.release: entry.state for entry in decode_releases(machine.mailbox.get(RELEASES) or b"[]")}
@@ -116,7 +109,7 @@ def test_the_machine_tells_which_releases_it_keeps_and_which_one_serves(machine:
 
 @pytest.mark.slow
 def test_an_agent_killed_while_requests_are_held_ends_the_hold_later(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     machine.deploy("r2", "slow")
     takeover = Takeover(machine.state / "run", PRIVATE)
     wait_for(lambda: (found := takeover.read()) is not None and found.release == "r2", "a hold for r2")
@@ -161,8 +154,8 @@ def test_an_engine_that_dies_once_at_its_first_question_is_tried_again(machine: 
 
 
 def test_in_a_redeploy_the_release_before_serves_at_once(machine: Machine) -> None:
-    served(machine, "r1")
+    machine.serve("r1")
     machine.deploy("r2", "faint")
-    status = machine.wait_status(lambda s: s.phase == "ready" and s.error is not None, "the way back")
+    status = machine.wait_way_back()
     assert status.release == "r1"
     assert "release r2 failed in phase serve" in (status.error or "")
