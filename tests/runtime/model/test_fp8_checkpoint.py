@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from runtime.engine.load import read_release
+from runtime.engine.load import load_runner, read_release
 from runtime.engine.runner import Runner
 from runtime.engine.scheduler import Row
 from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import Checkpoint, CheckpointError, Columns, Part, Rows, read_model_spec
 from runtime.model.decoder import load_decoder
+from runtime.model.group import Group
 from runtime.model.matrix import Matrices, Piece
 from runtime.model_spec import UnsupportedModelError
 from runtime.ops.fp8 import Fp8Weight, dense, quantize
@@ -42,7 +43,11 @@ def logits(folder: Path, ops: Ops, device: torch.device = CPU, dtype: torch.dtyp
     """After the prompt, [1, V]."""
     spec = read_model_spec(folder)
     model = load_decoder(spec, Checkpoint(folder), ops, device=device, dtype=dtype, max_model_len=64)
-    runner = Runner(model, device=device, dtype=dtype, block_size=16)
+    return logits_of(Runner(model, device=device, dtype=dtype, block_size=16))
+
+
+@torch.inference_mode()
+def logits_of(runner: Runner) -> torch.Tensor:
     runner.allocate(5)
     request = Sequence("", PROMPT, Sampling(1))
     request.blocks = [1, 2, 3]
@@ -78,6 +83,13 @@ def test_what_is_quantized_at_load_says_what_a_checkpoint_quantized_before_says(
     lab.save(KINDS[kind][0](), tmp_path)
     quantizing = replace(REFERENCE, hold=quantize)  # embedding, head and router stay as they are, here and there
     assert torch.equal(logits(tmp_path / "float32", quantizing), logits(tmp_path / "fp8", REFERENCE))
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_a_cpu_unpacks_it_and_may_quantize_it_anew(blocks: Path, tmp_path: Path, quantization: str | None) -> None:
+    release = read_release(write_release(tmp_path / "r1", blocks / "fp8", quantization=quantization))
+    found = logits_of(load_runner(release, Group(), lambda share: None))
+    assert agreement(found, logits(blocks / "float32", REFERENCE)) > (0.99 if quantization else 0.999999)
 
 
 @pytest.mark.slow
