@@ -23,6 +23,7 @@ from runtime.ops.batch import Batch
 
 PROGRAMS = 512  # about four for each multiprocessor of a large GPU: enough to hide the latency of memory
 MAX_SEGMENTS = 64
+INDICES = ["starts", "contexts", "tables"]  # they lie anywhere in a step's buffer: aligned or not, one kernel
 LOG2_E = math.log2(math.e)
 
 
@@ -135,7 +136,7 @@ def _owner(tile: tl.tensor, starts: tl.tensor, requests: tl.tensor, TILE_TOKENS:
     return low
 
 
-@triton.jit(do_not_specialize=["requests", "table_width"])
+@triton.jit(do_not_specialize=["requests", "table_width", *INDICES])
 def _prefill_kernel(
     query: tl.tensor, keys: tl.tensor, values: tl.tensor, starts: tl.tensor, contexts: tl.tensor, tables: tl.tensor,
     out: tl.tensor, scale: tl.tensor, requests: tl.tensor, table_width: tl.tensor,
@@ -174,7 +175,7 @@ def _segment_length(context: tl.tensor, segments: tl.tensor, TILE_KEYS: tl.const
     return tl.cdiv(tl.cdiv(context, segments), TILE_KEYS) * TILE_KEYS
 
 
-@triton.jit(do_not_specialize=["segments", "table_width"])
+@triton.jit(do_not_specialize=["segments", "table_width", *INDICES])
 def _decode_kernel(
     query: tl.tensor, keys: tl.tensor, values: tl.tensor, contexts: tl.tensor, tables: tl.tensor, partial: tl.tensor,
     weight: tl.tensor, scale: tl.tensor, segments: tl.tensor, table_width: tl.tensor,
@@ -209,7 +210,7 @@ def _decode_kernel(
     tl.store(weight + at, best + tl.log2(total), mask=row < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=INDICES)
 def _reduce_kernel(
     partial: tl.tensor, weight: tl.tensor, contexts: tl.tensor, out: tl.tensor,
     HEADS: tl.constexpr, DIM: tl.constexpr, SEGMENTS: tl.constexpr, TILE_KEYS: tl.constexpr, TILE_DIM: tl.constexpr,

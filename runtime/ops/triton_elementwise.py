@@ -107,7 +107,7 @@ def _silu_kernel(gate_up: tl.tensor, out: tl.tensor, SIZE: tl.constexpr, TILE: t
     tl.store(out + row * SIZE + column, result.to(up.dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "slots"])  # they lie anywhere in a step's buffer
 def _rope_kernel(
     qkv: tl.tensor, q_norm: tl.tensor, k_norm: tl.tensor, table: tl.tensor, positions: tl.tensor, slots: tl.tensor,
     query: tl.tensor, keys: tl.tensor, values: tl.tensor, eps: tl.tensor,

@@ -1,5 +1,6 @@
 """Every Triton kernel compiles to machine code for the GPUs of the catalog; Triton's compiler needs none of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,14 +24,26 @@ KERNELS = {
 }
 
 
+def run_uninterpreted(*words: str, cache: Path) -> str:
+    """What a program prints in a process where Triton compiles."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("target", SHARED_MEMORY)
 def test_every_kernel_compiles_and_fits_the_shared_memory(target: int, tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.lab.kernel_compiler", str(target)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    printed = run_uninterpreted("tests.lab.kernel_compiler", str(target), cache=tmp_path)
+    lines = [line.split() for line in printed.splitlines()]
     assert {kernel for _, _, _, kernel, _ in lines} >= KERNELS
     assert [line for line in lines if int(line[-1]) > SHARED_MEMORY[target]] == []
+
+
+def test_later_steps_need_no_kernels_that_the_first_ones_did_not(tmp_path: Path) -> None:
+    """Else a request would wait for a compiler in the middle of serving."""
+    found = json.loads(run_uninterpreted("tests.lab.kernel_variants", cache=tmp_path))
+    assert found.pop("_reduce_kernel") <= 7  # one for each number of segments; recording the decodes meets them all
+    assert found == {"_norm_kernel": 2, "_silu_kernel": 1, "_rope_kernel": 1, "_decode_kernel": 1, "_prefill_kernel": 1}
