@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.ops import reference
+from runtime.ops import int8, reference
 from runtime.ops.batch import Batch
-from runtime.ops.cpu_int8 import Int8Kernels, pack_plain
 from runtime.ops.cpu_kernels import CpuKernels, load_library
+from runtime.ops.cpu_panels import Panels
 from runtime.ops.ops import REFERENCE, Linear, Ops, one_by_one, unpacked
 
 # oneDNN picks the packed layout for a number of rows; measured on AVX-512, 32 is within noise of the best at every
@@ -25,14 +25,21 @@ def cpu_ops(quantization: str | None = None) -> Ops:
     library = load_library()
     if library is None:
         exact = unpacked(pack_linear, torch.float32)
-        pack = unpacked(pack_plain, torch.float32) if quantization == "int8" else exact
+        pack = unpacked(int8.pack_linear, torch.float32) if quantization == "int8" else exact
         experts = one_by_one(pack, REFERENCE.silu_mul)
         return replace(
             REFERENCE, name="cpu-torch", pack_linear=pack, pack_router=exact, pack_experts=experts, attention=attention
         )
-    kernels = CpuKernels(library)
-    exact = unpacked(kernels.pack_linear, torch.float32)
-    pack = unpacked(Int8Kernels(library).pack_linear, torch.float32) if quantization == "int8" else exact
+    kernels, panels = CpuKernels(library), Panels(library)
+
+    def pack_exact(weight: Tensor, bias: Tensor | None) -> Linear:
+        halves = weight.bfloat16()
+        if torch.equal(halves.float(), weight):  # as most checkpoints have it: half the memory, the same numbers
+            return panels.pack_bf16(halves, bias)
+        return kernels.pack_linear(weight, bias)
+
+    exact = unpacked(pack_exact, torch.float32)
+    pack = unpacked(panels.pack_int8, torch.float32) if quantization == "int8" else exact
     return replace(
         REFERENCE,
         name="cpu",

@@ -1,31 +1,17 @@
-// Linear layers in int8 behind a C ABI; built and called by cpu_int8.py, defined and tested by runtime/ops/int8.py.
+// Linear layers in int8 behind a C ABI; called by cpu_panels.py, defined by runtime/ops/int8.py.
 //
 //     y[t][o] = (Σ_k q[t][k] · w[o][k]) · scale[t] · w_scale[o] + bias[o]        the sum in int32, so exact in any order
 //
-// The weight [out, in] is packed in panels of 16 outputs and groups of 4 inputs, [out / 16][in / 4][16][4], zero-padded to
-// whole panels and to STEP inputs. One group is one register of AVX-512's dot product (VNNI), 16 groups are one tile of AMX,
-// and AVX2 widens a quarter of a group to int16.
+// Layout: cpu_panels.h with groups of 4 inputs. One group is one step of AVX-512's dot product (VNNI); AVX2 widens a quarter
+// of it to int16.
 //
 // VNNI and AMX multiply unsigned by signed: a token is stored as q + 128, and 128 · Σ_k w[o][k] is taken off at the end.
 
-#include <immintrin.h>
-#if defined(__AMX_INT8__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "cpu_panels.h"
 
 namespace {
 
-constexpr int64_t PANEL = 16, GROUP = 4, STEP = 64, GROUP_BYTES = PANEL * GROUP;
-constexpr int64_t PARALLEL_MACS = 1 << 17;  // below so many products a parallel region costs more than it saves
-
-constexpr int64_t padded(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
+constexpr int64_t GROUP = 4, STEP = 64;  // inputs: of a group, of a tile
 
 struct Layer {
   const int8_t* packed;
@@ -80,7 +66,7 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* 
     __m512i weight[PANELS];
     for (int p = 0; p < PANELS; ++p) {
       const int8_t* at = w + p * next + k * PANEL;
-      _mm_prefetch(reinterpret_cast<const char*>(at + 32 * GROUP_BYTES), _MM_HINT_T0);
+      prefetch(at + 32 * LINE);
       weight[p] = _mm512_loadu_si512(at);
     }
 #pragma GCC unroll 12
@@ -108,7 +94,7 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* 
   for (int r = 0; r < ROWS; ++r)
     for (int q = 0; q < 4; ++q) acc[r][q] = _mm256_setzero_si256();
   for (int64_t k = 0; k < l.depth; k += GROUP) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + (k + 32 * GROUP) * PANEL), _MM_HINT_T0);
+    prefetch(w + (k + 32 * GROUP) * PANEL);
     __m256i token[ROWS];
     for (int r = 0; r < ROWS; ++r) {
       long long v;
@@ -153,48 +139,23 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* 
 
 #endif
 
-// The rows of one panel, or of two where there are registers for it, in tiles of nearly equal height.
 template <int PANELS, int ROWS = MAX_ROWS>
-void tile(const Layer& l, int64_t panel, int64_t count, const Quant* x, const float* scale, float* y) {
+void tile_of(int64_t count, const Layer& l, int64_t panel, const Quant* x, const float* scale, float* y) {
   if constexpr (ROWS > 1)
-    if (count < ROWS) return tile<PANELS, ROWS - 1>(l, panel, count, x, scale, y);
+    if (count < ROWS) return tile_of<PANELS, ROWS - 1>(count, l, panel, x, scale, y);
   rows_by_panels<ROWS, PANELS>(l, panel, x, scale, y);
 }
 
 template <int PANELS>
 void all_rows(const Layer& l, int64_t panel, int64_t rows, const Quant* x, const float* scale, float* y) {
-  const int64_t tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
-  for (int64_t t = 0, row = 0; t < tiles; ++t) {
-    const int64_t count = (rows - row + tiles - t - 1) / (tiles - t);
-    tile<PANELS>(l, panel, count, x + row * l.depth, scale + row, y + row * l.out);
-    row += count;
-  }
+  for_rows<MAX_ROWS>(rows, [&](int64_t row, int64_t count) {
+    tile_of<PANELS>(count, l, panel, x + row * l.depth, scale + row, y + row * l.out);
+  });
 }
 
 #if defined(__AMX_INT8__)
 
 constexpr int64_t AMX_ROWS = 5;  // from here on tiles beat vectors; below, most of a tile's rows would be empty
-constexpr int64_t TILE_ROWS = 16;
-
-// One process may use tiles after it has asked for them (arch_prctl(2), ARCH_REQ_XCOMP_PERM of XTILEDATA).
-const bool has_amx = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// Tiles 0 to 3: sums of 2 · 16 rows by 2 panels. 4 and 5: rows of x. 6 and 7: panels.
-void shape_tiles(int64_t upper, int64_t lower) {
-  TileShapes shapes;
-  const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, TILE_ROWS, TILE_ROWS};
-  for (int t = 0; t < 8; ++t) {
-    shapes.rows[t] = uint8_t(std::max<int64_t>(rows[t], 1));
-    shapes.bytes[t] = 64;
-  }
-  _tile_loadconfig(&shapes);
-}
 
 void finish_tile(const Layer& l, int64_t panel, const int32_t* sums, int64_t rows, const float* scale, float* y) {
   if (panel * PANEL >= l.out) return;  // the padding of an odd number of panels
@@ -202,20 +163,14 @@ void finish_tile(const Layer& l, int64_t panel, const int32_t* sums, int64_t row
     finish_unsigned(l, panel, _mm512_loadu_si512(sums + r * PANEL), scale[r], y + r * l.out);
 }
 
-// Up to 32 rows by two panels; tiles are shaped for `upper` and `lower` rows.
+// Up to 32 rows by two panels.
 void amx_block(const Layer& l, int64_t panel, int64_t upper, int64_t lower, const Quant* x, const float* scale, float* y) {
   const int8_t *w0 = l.packed + panel * PANEL * l.depth, *w1 = w0 + PANEL * l.depth;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int64_t k = 0; k < l.depth; k += STEP) {
-    for (int64_t line = 0; line < STEP * PANEL; line += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w0 + (k + 2 * STEP) * PANEL + line), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w1 + (k + 2 * STEP) * PANEL + line), _MM_HINT_T0);
-    }
-    _tile_loadd(6, w0 + k * PANEL, 64);
-    _tile_loadd(7, w1 + k * PANEL, 64);
+    prefetch_tiles(w0 + k * PANEL, w1 + k * PANEL, 2 * TILE_ROWS);
+    _tile_loadd(6, w0 + k * PANEL, LINE);
+    _tile_loadd(7, w1 + k * PANEL, LINE);
     _tile_loadd(4, x + k, l.depth);
     _tile_dpbusd(0, 4, 6);
     _tile_dpbusd(1, 4, 7);
@@ -226,31 +181,30 @@ void amx_block(const Layer& l, int64_t panel, int64_t upper, int64_t lower, cons
     }
   }
   alignas(64) int32_t sums[4][TILE_ROWS * PANEL];
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
+  store_sums(sums, lower > 0);
   finish_tile(l, panel, sums[0], upper, scale, y);
   finish_tile(l, panel + 1, sums[1], upper, scale, y);
-  if (lower > 0) {
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(3, sums[3], 64);
-    finish_tile(l, panel, sums[2], lower, scale + TILE_ROWS, y + TILE_ROWS * l.out);
-    finish_tile(l, panel + 1, sums[3], lower, scale + TILE_ROWS, y + TILE_ROWS * l.out);
-  }
-}
-
-void amx_pair(const Layer& l, int64_t pair, int64_t rows, const Quant* x, const float* scale, float* y) {
-  int64_t shaped = -1;
-  for (int64_t row = 0; row < rows; row += 2 * TILE_ROWS) {
-    const int64_t count = std::min(2 * TILE_ROWS, rows - row);
-    const int64_t upper = std::min(count, TILE_ROWS), lower = count - upper;
-    if (count != shaped) shape_tiles(upper, lower);
-    shaped = count;
-    amx_block(l, 2 * pair, upper, lower, x + row * l.depth, scale + row, y + row * l.out);
-  }
-  _tile_release();
+  if (lower == 0) return;
+  finish_tile(l, panel, sums[2], lower, scale + TILE_ROWS, y + TILE_ROWS * l.out);
+  finish_tile(l, panel + 1, sums[3], lower, scale + TILE_ROWS, y + TILE_ROWS * l.out);
 }
 
 #endif
+
+// One pair of panels for all rows.
+void pair_of_panels(const Layer& l, int64_t pair, int64_t rows, const Quant* x, const float* scale, float* y) {
+#if defined(__AMX_INT8__)
+  if (has_amx && rows >= AMX_ROWS)
+    return for_tiles(rows, [&](int64_t row, int64_t upper, int64_t lower) {
+      amx_block(l, 2 * pair, upper, lower, x + row * l.depth, scale + row, y + row * l.out);
+    });
+#endif
+#if defined(__AVX512VNNI__)
+  if ((2 * pair + 1) * PANEL < l.out) return all_rows<2>(l, 2 * pair, rows, x, scale, y);
+#endif
+  for (int64_t panel = 2 * pair; panel < 2 * pair + 2 && panel * PANEL < l.out; ++panel)
+    all_rows<1>(l, panel, rows, x, scale, y);
+}
 
 // The scale of a row is its absolute maximum over 127; of a row that is not finite, NaN, so that this is seen in the result.
 float quantize_row(const float* x, int64_t size, int64_t depth, Quant* q) {
@@ -271,20 +225,17 @@ float quantize_row(const float* x, int64_t size, int64_t depth, Quant* q) {
 
 extern "C" {
 
-// Bytes of a packed weight. Panels come in pairs.
-int64_t dc_int8_packed_bytes(int64_t out, int64_t in) { return padded(out, 2 * PANEL) * padded(in, STEP); }
-
-int64_t dc_int8_padded_outputs(int64_t out) { return padded(out, 2 * PANEL); }
+int64_t dc_int8_packed_bytes(int64_t out, int64_t in) { return panel_outputs(out) * padded(in, STEP); }
 
 void dc_int8_pack(const int8_t* weight, int8_t* packed, int32_t* w_sum, int64_t out, int64_t in) {
-  const int64_t depth = padded(in, STEP), outputs = padded(out, 2 * PANEL);
+  const int64_t depth = padded(in, STEP), outputs = panel_outputs(out);
 #pragma omp parallel for
   for (int64_t o = 0; o < outputs; ++o) {
     int8_t* panel = packed + o / PANEL * PANEL * depth + o % PANEL * GROUP;
     w_sum[o] = 0;
     for (int64_t k = 0; k < depth; ++k) {
       const int8_t value = o < out && k < in ? weight[o * in + k] : int8_t(0);
-      panel[k / GROUP * GROUP_BYTES + k % GROUP] = value;
+      panel[k / GROUP * LINE + k % GROUP] = value;
       w_sum[o] += value;
     }
   }
@@ -292,35 +243,20 @@ void dc_int8_pack(const int8_t* weight, int8_t* packed, int32_t* w_sum, int64_t 
 
 void dc_int8_linear(const float* x, const int8_t* packed, const float* w_scale, const int32_t* w_sum, const float* bias,
                     float* y, int64_t rows, int64_t out, int64_t in) {
-  const int64_t depth = padded(in, STEP), pairs = padded(out, 2 * PANEL) / (2 * PANEL);
+  const int64_t depth = padded(in, STEP), pairs = panel_outputs(out) / (2 * PANEL);
+  const int64_t block = std::min(rows, row_block(depth * int64_t(sizeof(Quant))));
   const Layer l{packed, w_scale, bias, w_sum, out, depth};
-  std::vector<Quant> quantized(size_t(rows * depth));
-  std::vector<float> scales(static_cast<size_t>(rows));
+  std::vector<Quant> quantized(size_t(block * depth));
+  std::vector<float> scales(static_cast<size_t>(block));
   Quant* q = quantized.data();
   float* scale = scales.data();
 #pragma omp parallel if (rows * out * depth > PARALLEL_MACS)
-  {
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t count = std::min(block, rows - first);
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; ++r) scale[r] = quantize_row(x + r * in, in, depth, q + r * depth);
-#if defined(__AMX_INT8__)
-    if (has_amx && rows >= AMX_ROWS) {
-#pragma omp for schedule(static) nowait
-      for (int64_t p = 0; p < pairs; ++p) amx_pair(l, p, rows, q, scale, y);
-    } else
-#endif
-    {
-#pragma omp for schedule(static) nowait
-      for (int64_t p = 0; p < pairs; ++p) {
-#if defined(__AVX512VNNI__)
-        if (2 * p * PANEL + PANEL < out) {
-          all_rows<2>(l, 2 * p, rows, q, scale, y);
-          continue;
-        }
-#endif
-        for (int64_t panel = 2 * p; panel < 2 * p + 2 && panel * PANEL < out; ++panel)
-          all_rows<1>(l, panel, rows, q, scale, y);
-      }
-    }
+    for (int64_t r = 0; r < count; ++r) scale[r] = quantize_row(x + (first + r) * in, in, depth, q + r * depth);
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < pairs; ++p) pair_of_panels(l, p, count, q, scale, y + first * out);
   }
 }
 

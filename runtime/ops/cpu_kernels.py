@@ -21,7 +21,8 @@ from torch import Tensor
 from runtime.ops.batch import Batch
 from runtime.ops.ops import Linear
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_int8.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_bf16.cpp", "cpu_int8.cpp"))
+HEADER = SOURCES[0].with_name("cpu_panels.h")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
 BUILD_TIMEOUT_S = 120
 
@@ -50,7 +51,7 @@ def cache_dir() -> Path:
 
 def _build(compiler: str, arch: str) -> Path:
     """The shared library for these sources, this compiler and this CPU."""
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in (HEADER, *SOURCES)))
     flags = (*FLAGS, f"-march={arch}")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BUILD_TIMEOUT_S).stdout
     for part in (" ".join(flags).encode(), version, platform.machine().encode(), _cpu_features()):

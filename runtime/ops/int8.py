@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.ops.ops import Linear
+
 LARGEST = 127.0
 
 
@@ -43,8 +45,13 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return q, torch.where(largest.isfinite(), largest / LARGEST, torch.nan)
 
 
-def linear(x: Tensor, weight: Int8Weight, bias: Tensor | None) -> Tensor:
-    """x [T, K] → [T, N]."""
-    q, scale = quantize_rows(x)
-    y = torch._int_mm(q, weight.data.T).float() * (scale[:, None] * weight.scale)
-    return y if bias is None else y + bias
+def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """A linear layer in int8 from its weight [out, in], by torch's own product of int8 matrices."""
+    held = quantize(weight)
+
+    def linear(x: Tensor) -> Tensor:
+        q, scale = quantize_rows(x)
+        y = torch._int_mm(q, held.data.T).float() * (scale[:, None] * held.scale)
+        return y if bias is None else y + bias
+
+    return linear

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from runtime.ops import cpu_kernels, int8
-from runtime.ops.cpu_int8 import Int8Kernels, pack_plain
+from runtime.ops import int8
+from runtime.ops.cpu_panels import Panels
 from runtime.ops.ops import Linear
+from tests.lab.cpu_arches import PARAMS, library
 
-# What GCC builds for: this very CPU, AVX-512 with its dot product, AVX2, and neither. What this CPU lacks is skipped.
-ARCHES = {"native": (), "icelake-server": ("avx512_vnni", "gfni"), "haswell": ("avx2", "fma"), "x86-64": ()}
-SELDOM = ("icelake-server", "x86-64")
 SHAPES = [(960, 576), (50, 33), (17, 64), (33, 100), (32, 20), (1, 1)]
 ROWS = [1, 2, 3, 4, 5, 7, 13, 16, 17, 31, 33, 65]
 
 Pack = Callable[[Tensor, Tensor | None], Linear]
 
 
-def library(arch: str) -> ctypes.CDLL:
-    if shutil.which("g++") is None and shutil.which("c++") is None and not os.environ.get("CI"):
-        pytest.skip("no C++ compiler on PATH; the kernels are optional (apt-get install g++)")
-    flags = Path("/proc/cpuinfo").read_text().split()
-    if missing := [flag for flag in ARCHES[arch] if flag not in flags]:
-        pytest.skip(f"this CPU has no {missing[0]}")
-    built = cpu_kernels.load_library(arch)
-    assert built is not None, "a compiler is there, so the kernels must build"
-    return built
-
-
-@pytest.fixture(
-    scope="module",
-    params=["plain", "native", "haswell", *(pytest.param(arch, marks=pytest.mark.slow) for arch in SELDOM)],
-)
+@pytest.fixture(scope="module", params=["plain", *PARAMS])
 def pack(request: pytest.FixtureRequest) -> Pack:
-    return pack_plain if request.param == "plain" else Int8Kernels(library(request.param)).pack_linear
+    return int8.pack_linear if request.param == "plain" else Panels(library(request.param)).pack_int8
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,28 @@
+"""The CPU kernels as GCC builds them for other CPUs than this one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runtime.ops import cpu_kernels
+
+# What GCC builds for: this very CPU, AVX-512 with its dot product, AVX2, and neither. What this CPU lacks is skipped.
+ARCHES = {"native": (), "icelake-server": ("avx512_vnni", "gfni"), "haswell": ("avx2", "fma"), "x86-64": ()}
+SELDOM = ("icelake-server", "x86-64")
+PARAMS = [pytest.param(arch, marks=[pytest.mark.slow] if arch in SELDOM else []) for arch in ARCHES]
+
+
+def library(arch: str) -> ctypes.CDLL:
+    if shutil.which("g++") is None and shutil.which("c++") is None and not os.environ.get("CI"):
+        pytest.skip("no C++ compiler on PATH; the kernels are optional (apt-get install g++)")
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if missing := [flag for flag in ARCHES[arch] if flag not in flags]:
+        pytest.skip(f"this CPU has no {missing[0]}")
+    built = cpu_kernels.load_library(arch)
+    assert built is not None, "a compiler is there, so the kernels must build"
+    return built
