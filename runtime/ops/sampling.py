@@ -240,7 +240,7 @@ def _adjust(logits: Tensor, row: SamplingRow) -> None:
     if row.bias:
         logits[numbers(token for token, _ in row.bias)] += numbers((value for _, value in row.bias), logits.dtype)
     if row.banned:
-        logits[numbers(row.banned)] = -torch.inf
+        logits.index_fill_(0, numbers(row.banned), -torch.inf)
     if not row.has_penalty:
         return
     if row.repetition_penalty != 1:
