@@ -1,9 +1,9 @@
-"""Counts the variants of each Triton kernel that steps of many shapes would compile, without compiling or launching any.
+"""Counts the variants of each Triton kernel that steps of many shapes would compile; compiles and launches none.
 
     python -m tests.lab.kernel_variants
 
-prints {kernel: number of variants}. A variant is what Triton's own launcher tells apart: types, constants, and whether a
-number is 1 or a multiple of 16, or an address one of 16. It must not be in interpreter mode.
+prints {kernel: number of variants}. A variant is what Triton's own launcher tells apart: types, constants, and whether
+a number is 1 or a multiple of 16, or an address one of 16. It must not be in interpreter mode.
 """
 
 from __future__ import annotations
