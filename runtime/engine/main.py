@@ -184,7 +184,8 @@ def _gpu_budget(runner: Runner, options: EngineOptions) -> tuple[int, float]:
     total = torch.cuda.get_device_properties(runner.device).total_memory
     small, large = GPU_CHUNK_TOKENS
     budget = options.max_batched_tokens or (small if total < 40 * 2**30 else large)
-    runner.rehearse(budget, options.max_num_seqs)
+    for halvings in range(budget.bit_length()):  # kernels differ by size: each is compiled now, while nobody waits
+        runner.rehearse(budget >> halvings, options.max_num_seqs)
     return budget, runner.rehearse(budget, options.max_num_seqs)
 
 
