@@ -54,7 +54,7 @@ from tests.lab.metadata_service import Instance, MetadataService, RoleCredential
 from tests.lab.models import write_hollow_model
 from tests.lab.network import GUEST, OPERATOR, Network, network
 from tests.lab.object_store import OWNER, Credential, ObjectStore, vm_role
-from tests.lab.packages import ROOT, Index, serve_index, stand_in_torch, wheelhouse, with_replaced
+from tests.lab.packages import ROOT, Index, offered_wheels, serve_index, with_replaced
 from tests.lab.rootfs import PYTHON, Suite
 
 NAME = "lab"
@@ -321,11 +321,7 @@ def site(
     """
     require_lab()
     wheels = folder / "wheels"
-    wheels.mkdir()
-    offered = [wheelhouse(PYTHON[suite], torch=torch)]
-    if torch is None:
-        stand_in_torch(wheels)
-        offered.append(wheels)
+    offered = offered_wheels(wheels, PYTHON[suite], torch=torch)
     role = vm_role(weights=("hollow/", "real/"))
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())

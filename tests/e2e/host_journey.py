@@ -22,7 +22,7 @@ from tests.e2e.journey import Home
 from tests.lab.guest import Guest, make_guest, require_lab
 from tests.lab.models import write_hollow_model
 from tests.lab.network import GUEST, Network, network
-from tests.lab.packages import ROOT, Index, serve_index, stand_in_torch, wheelhouse
+from tests.lab.packages import ROOT, Index, offered_wheels, serve_index
 from tests.lab.rootfs import PYTHON, Suite
 from tests.lab.sshd import make_key
 
@@ -88,11 +88,7 @@ def host_journey(
     """
     require_lab()
     wheels = folder / "wheels"
-    wheels.mkdir()
-    offered = [wheelhouse(PYTHON[suite], torch=torch)]
-    if torch is None:
-        stand_in_torch(wheels)
-        offered.append(wheels)
+    offered = offered_wheels(wheels, PYTHON[suite], torch=torch)
     key = folder / "ops_key"
     public = make_key(key)
     with ExitStack() as stack:

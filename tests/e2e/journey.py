@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +89,15 @@ class Home:
     def status_code(self, name: str) -> int:
         done = subprocess.run([*DEPLOYCTL, "status", name], env=self.env, capture_output=True, check=False)
         return done.returncode
+
+
+@contextmanager
+def demo_home(folder: Path, name: str) -> Iterator[Home]:
+    """A home whose deployment `name` of the demo model is up; everything of it is down afterwards."""
+    home = Home(folder)
+    home.run("up", name, "--model", "demo", "--port", str(free_port()), "--kv-cache-gib", "0.5", "--yes")
+    yield home
+    home.run("down", "--all")
 
 
 def new_version(folder: Path, version: str) -> Path:

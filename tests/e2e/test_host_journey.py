@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import threading
-from importlib import metadata
 from pathlib import Path
 from queue import Queue
 
@@ -20,16 +19,12 @@ from tests.e2e.cloud_journey import scripted_wheel
 from tests.e2e.host_journey import NAME, USER, HostJourney, host_journey
 from tests.e2e.journey import wait_for
 from tests.e2e.load import Load
-from tests.lab import checkpoints
-from tests.lab.models import write_tokenizer
+from tests.e2e.torch_model import PROMPT, TOKENS, cpu_build, write_model
 from tests.lab.network import GUEST
 from tests.lab.packages import with_replaced
 from tests.lab.sshd import make_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PROMPT = "the quick brown fox"
-TOKENS = 8
-VOCABULARY = 200
 CLIENTS = 8
 BROKEN_ENGINE = b'raise SystemExit("error: this engine cannot start | hint: none")\n'
 UNITS = {"agent", "server", "engine"}
@@ -260,13 +255,8 @@ def a_command_is_interrupted(made: HostJourney, key: tuple[str, str]) -> None:
 
 
 def test_a_folder_of_this_machine_is_uploaded_and_served_by_torch_as_transformers_generates_it(tmp_path: Path) -> None:
-    version = metadata.version("torch")
-    if not version.endswith("+cpu"):
-        pytest.skip(f"torch {version} here is no CPU build: the guest would install several GB of CUDA")
-    folder = tmp_path / "real"
-    model = checkpoints.save("qwen3", folder, shard="64KB")
-    tokenizer = write_tokenizer(folder, VOCABULARY)
-    expected = checkpoints.greedy(model, tokenizer.encode(PROMPT).ids, TOKENS)
+    version, folder = cpu_build(), tmp_path / "real"
+    expected = write_model(folder)
     with host_journey("bookworm", tmp_path, torch=version, model=folder) as made:
         made.up()
         access = made.json("endpoint", NAME)
@@ -275,7 +265,7 @@ def test_a_folder_of_this_machine_is_uploaded_and_served_by_torch_as_transformer
             OpenAIClient(access["base_url"], access["api_key"], access["certificate"]) as client,
         ):
             answer = client.continue_text(access["model"], PROMPT, max_tokens=TOKENS)
-        assert answer.text == tokenizer.decode(expected, skip_special_tokens=False)
+        assert answer.text == expected
         assert made.json("down", NAME, "--yes")[0]["clean"]
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from provision.wheel import build_from_checkout
-from tests.e2e.journey import Home, free_port, new_version
+from tests.e2e.journey import Home, demo_home, new_version
 from tests.e2e.load import Load
 from tests.lab.packages import ROOT, with_replaced
 
@@ -24,11 +24,8 @@ CLIENTS = 8
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A home whose deployment is up."""
-    home = Home(tmp_path_factory.mktemp("home"))
-    home.run("up", NAME, "--model", "demo", "--port", str(free_port()), "--kv-cache-gib", "0.5", "--yes")
-    yield home
-    home.run("down", "--all")
+    with demo_home(tmp_path_factory.mktemp("home"), NAME) as home:
+        yield home
 
 
 def load(home: Home) -> Load:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from provision.wheel import build_from_checkout
-from tests.e2e.journey import Home, free_port, new_version, wait_for
+from tests.e2e.journey import Home, demo_home, new_version, wait_for
 from tests.e2e.load import Load
 from tests.lab.packages import ROOT, with_replaced
 
@@ -29,10 +29,8 @@ BACK = 16  # exit code of a redeploy that was taken back
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    home = Home(tmp_path_factory.mktemp("home"))
-    home.run("up", NAME, "--model", "demo", "--port", str(free_port()), "--kv-cache-gib", "0.5", "--yes")
-    yield home
-    home.run("down", "--all")
+    with demo_home(tmp_path_factory.mktemp("home"), NAME) as home:
+        yield home
 
 
 @pytest.fixture

@@ -82,6 +82,15 @@ def stand_in_torch(folder: Path) -> Path:
     return path
 
 
+def offered_wheels(folder: Path, python: str, *, torch: str | None) -> list[Path]:
+    """Folders for a guest's index. `torch`: the version of the real one; None: a stand-in, made in `folder`."""
+    folder.mkdir()
+    if torch is not None:
+        return [wheelhouse(python, torch=torch)]
+    stand_in_torch(folder)
+    return [wheelhouse(python), folder]
+
+
 def with_replaced(wheel: Wheel, files: dict[str, bytes], folder: Path) -> Wheel:
     """The wheel with other content in some of its files, as a release of its own."""
     with zipfile.ZipFile(wheel.path) as archive:
