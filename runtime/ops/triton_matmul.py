@@ -158,7 +158,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _quantized(x: tl.tensor, LARGEST: tl.constexpr, TINY: tl.constexpr):  # type: ignore[no-untyped-def]
+def _quantized(x: tl.tensor, LARGEST: tl.constexpr, TINY: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """x [rows, 128] in fp8, and the scale of each row."""
     value = x.to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(value), 1), TINY) / LARGEST
@@ -167,16 +167,9 @@ def _quantized(x: tl.tensor, LARGEST: tl.constexpr, TINY: tl.constexpr):  # type
 
 @triton.jit
 def _quantize_kernel(
-    x: tl.tensor,
-    data: tl.tensor,
-    scale: tl.tensor,
-    columns: tl.tensor,
-    groups: tl.tensor,
-    WIDTH: tl.constexpr,
-    GROUPS: tl.constexpr,
-    LARGEST: tl.constexpr,
-    TINY: tl.constexpr,
-) -> None:
+    x: tl.tensor, data: tl.tensor, scale: tl.tensor, columns: tl.tensor, groups: tl.tensor,
+    WIDTH: tl.constexpr, GROUPS: tl.constexpr, LARGEST: tl.constexpr, TINY: tl.constexpr,
+) -> None:  # fmt: skip
     """One program: some groups of columns of one row."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
@@ -188,22 +181,17 @@ def _quantize_kernel(
 
 
 @triton.jit
-def _from_bits(bits: tl.tensor):  # type: ignore[no-untyped-def]
+def _from_bits(bits: tl.tensor) -> tl.tensor:
     """Bytes in E4M3 as float16, divided by 256: the exponents' biases are 7 and 15."""
     wide = bits.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
 
 
 @triton.jit
-def _add_product(  # type: ignore[no-untyped-def]
-    total: tl.tensor,
-    x: tl.tensor,
-    x_scale: tl.tensor,
-    weight: tl.tensor,
-    scale: tl.tensor,
-    inside: tl.tensor,
+def _add_product(
+    total: tl.tensor, x: tl.tensor, x_scale: tl.tensor, weight: tl.tensor, scale: tl.tensor, inside: tl.tensor,
     FORMAT: tl.constexpr,
-):
+) -> tl.tensor:  # fmt: skip
     """total + x · weight, where `weight` and `scale` are addresses, and both are of one block of scales."""
     if FORMAT == "dense":
         return tl.dot(x, tl.load(weight, mask=inside, other=0.0), total, input_precision="ieee")
@@ -217,37 +205,18 @@ def _add_product(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["rows", "tiles", "scales"])
 def _matmul_kernel(
-    x: tl.tensor,
-    x_scale: tl.tensor,
-    weight: tl.tensor,
-    scale: tl.tensor,
-    bias: tl.tensor,
-    order: tl.tensor,
-    bounds: tl.tensor,
-    factors: tl.tensor,
-    out: tl.tensor,
-    rows: tl.tensor,
-    tiles: tl.tensor,
+    x: tl.tensor, x_scale: tl.tensor, weight: tl.tensor, scale: tl.tensor, bias: tl.tensor, order: tl.tensor,
+    bounds: tl.tensor, factors: tl.tensor, out: tl.tensor, rows: tl.tensor, tiles: tl.tensor,
     N: tl.tensor,  # columns of the output; with GATED, weight has twice as many rows
     K: tl.tensor,
     scales: tl.tensor,  # in a row of `scale`
-    EXPERTS: tl.constexpr,
-    TOP_K: tl.constexpr,
-    SCALE_ROWS: tl.constexpr,
-    SCALE_COLUMNS: tl.constexpr,
+    EXPERTS: tl.constexpr, TOP_K: tl.constexpr, SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr,
     FORMAT: tl.constexpr,
     QUANTIZE: tl.constexpr,  # x, to fp8
-    LARGEST: tl.constexpr,
-    TINY: tl.constexpr,
-    GROUPED: tl.constexpr,
-    GATED: tl.constexpr,
-    BIASED: tl.constexpr,
-    TILE_EXPERTS: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_COLUMNS: tl.constexpr,
-    TILE_DEPTH: tl.constexpr,
+    LARGEST: tl.constexpr, TINY: tl.constexpr, GROUPED: tl.constexpr, GATED: tl.constexpr, BIASED: tl.constexpr,
+    TILE_EXPERTS: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, TILE_DEPTH: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     """One program: one tile of the output."""
     wide = SIDE_BY_SIDE * ((N + TILE_COLUMNS - 1) // TILE_COLUMNS)
     first = tl.program_id(0) // wide * SIDE_BY_SIDE

@@ -56,15 +56,9 @@ def sort_pairs(weights: Tensor, chosen: Tensor, experts: range) -> Routing:
 
 @triton.jit
 def _route_kernel(
-    logits: tl.tensor,
-    weights: tl.tensor,
-    chosen: tl.tensor,
-    EXPERTS: tl.constexpr,
-    TOP_K: tl.constexpr,
-    NORMED: tl.constexpr,
-    TILE: tl.constexpr,
-    SLOTS: tl.constexpr,
-) -> None:
+    logits: tl.tensor, weights: tl.tensor, chosen: tl.tensor, EXPERTS: tl.constexpr, TOP_K: tl.constexpr,
+    NORMED: tl.constexpr, TILE: tl.constexpr, SLOTS: tl.constexpr,
+) -> None:  # fmt: skip
     """One program: one token."""
     token, expert, slot = tl.program_id(0), tl.arange(0, TILE), tl.arange(0, SLOTS)
     value = tl.load(logits + token * EXPERTS + expert, mask=expert < EXPERTS, other=-float("inf")).to(tl.float32)
@@ -86,16 +80,9 @@ def _route_kernel(
 
 @triton.jit(do_not_specialize=["pairs", "tiles"])
 def _rank_kernel(
-    chosen: tl.tensor,
-    order: tl.tensor,
-    bounds: tl.tensor,
-    pairs: tl.tensor,
-    tiles: tl.tensor,
-    FIRST: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    MINE: tl.constexpr,
-    OTHERS: tl.constexpr,
-) -> None:
+    chosen: tl.tensor, order: tl.tensor, bounds: tl.tensor, pairs: tl.tensor, tiles: tl.tensor,
+    FIRST: tl.constexpr, EXPERTS: tl.constexpr, MINE: tl.constexpr, OTHERS: tl.constexpr,
+) -> None:  # fmt: skip
     """One program: the places of some pairs, which is how many pairs come before each; after `tiles`, the places where
     some experts begin."""
     index = tl.program_id(0) * MINE + tl.arange(0, MINE)
