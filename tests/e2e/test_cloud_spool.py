@@ -119,6 +119,19 @@ def test_a_redeploy_reaches_the_machine(deployed: Chain) -> None:
     assert ask(deployed.journey)
 
 
+def test_prune_deletes_in_the_spool_what_the_machine_has_dropped(deployed: Chain) -> None:
+    guest, old = deployed.journey.guest, (f"{SPOOL_DIR}/release/dropped", f"{SPOOL_DIR}/history")
+    guest.write(f"{old[0]}/deployment.json", "{}")
+    guest.write(f"{old[1]}/dropped.json", '{"spec": {}}')
+    done = deployed.run("releases", "prune", NAME, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["forgotten"], len(found["kept"])) == (["dropped"], 2)
+    assert not guest.succeeds("test", "-e", old[0])
+    assert "dropped.json" not in guest.run("ls", old[1])
+    assert ask(deployed.journey)
+
+
 def test_the_mailbox_of_a_machine_that_runs_cannot_be_another_one(deployed: Chain) -> None:
     done = deployed.run("up", NAME, "--mailbox", "bucket", "--yes")
     assert done.returncode == 2

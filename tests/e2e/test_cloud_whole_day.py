@@ -54,7 +54,7 @@ def load(made: Chain) -> Load:
 
 def run(made: Chain, *words: str, code: int = 0) -> str:
     done = made.run(*words)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}\n{made.journey.report()}"
     return str(done.stdout)
 
 

@@ -144,6 +144,8 @@ class Engine:
         changed = _changed(old.inputs, inputs) if old else ()
         operation = self._operation(wanted, old, changed)
         self.run.steps.append(Step(operation, wanted.type, wanted.name, changed))
+        if operation == "replace":
+            inputs = dict(wanted.inputs)  # as Pulumi's step generator: what is made anew is made as the program says
         if self.run.preview:
             known = old.outputs if old and operation in ("same", "update") else {}
             id = old.id if old and operation != "replace" else ""

@@ -21,7 +21,9 @@ PROGRAM = """
     from pulumi_command import local
     config = pulumi.Config()
     size = config.get_int("size") or 4
-    token = random.RandomPassword("token", length=size)
+    pinned = ["special"] if config.get_bool("pinned") else None
+    token = random.RandomPassword("token", length=size, special=config.get_bool("special") or False,
+                                  opts=pulumi.ResourceOptions(ignore_changes=pinned))
     first = local.Command("first", create=config.get("command") or "echo one", delete="echo first >> $LOG",
                           environment={"LOG": config.require("log")})
     if config.get_bool("second", True):
@@ -104,6 +106,19 @@ def test_ignored_changes_stay_as_they_were(engine: Engine) -> None:
     engine.config["deployctl:command"] = "echo two"
     up(engine)
     assert engine.run.names("update") == ["first"]
+
+
+def test_what_is_replaced_is_made_as_the_program_says_now_ignored_changes_too(engine: Engine) -> None:
+    engine.config["deployctl:pinned"] = "true"
+    up(engine)
+    engine.config |= {"deployctl:special": "true"}
+    up(engine)
+    assert engine.run.names("replace") == []
+    engine.config |= {"deployctl:size": "8"}
+    up(engine)
+    assert engine.run.names("replace") == ["token"]
+    (token,) = (item for item in engine.state.values() if item.name == "token")
+    assert token.inputs["special"] is True
 
 
 def test_destroy_deletes_dependents_first(engine: Engine, log: Path) -> None:
