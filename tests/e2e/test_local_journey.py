@@ -91,6 +91,7 @@ def reference(model_folder: Path, prompts: list[str]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 10])
 def test_answers_equal_those_of_transformers(home: Home, client: OpenAI, count: int) -> None:
+    home.run("redeploy", NAME, "--quantization", "none", "--yes")
     seed = random.SystemRandom().randrange(2**32)
     chosen = random.Random(seed)
     prompts = [chosen.choice(TASKS).format(chosen.choice(SUBJECTS)) for _ in range(count)]
