@@ -42,6 +42,7 @@ def test_every_kernel_compiles_and_fits_the_shared_memory(target: int, tmp_path:
     assert [line for line in lines if int(line[-1]) > SHARED_MEMORY[target]] == []
 
 
+@pytest.mark.slow
 def test_later_steps_need_no_kernels_that_the_first_ones_did_not(tmp_path: Path) -> None:
     """Else a request would wait for a compiler in the middle of serving."""
     found = json.loads(run_uninterpreted("tests.lab.kernel_variants", cache=tmp_path))

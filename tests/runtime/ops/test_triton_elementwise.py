@@ -25,7 +25,7 @@ def assert_equal(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("shape", [(3, 576), (1, 130), (2, 7)])
+@pytest.mark.parametrize("shape", [(3, 576), (2, 7)])
 def test_rms_norm_equals_the_reference(place: Place, shape: tuple[int, int]) -> None:
     x, weight = (
         torch.randn(shape, dtype=place.dtype, device=place.device),
@@ -61,7 +61,8 @@ def test_silu_mul_of_no_rows_is_no_rows(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim"), [(3, 1, 64), (8, 2, 20), pytest.param(28, 4, 128, marks=pytest.mark.slow)]
+    ("heads", "kv_heads", "dim"),
+    [(4, 2, 20), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((3, 1, 64), (28, 4, 128)))],
 )
 @pytest.mark.parametrize("normed", [False, True])
 def test_rope_write_equals_the_reference(place: Place, heads: int, kv_heads: int, dim: int, normed: bool) -> None:
