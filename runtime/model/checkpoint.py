@@ -17,6 +17,7 @@ from runtime.model_spec import ModelSpec
 
 # Buffers that old exporters wrote and that are computed here.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".masked_bias")
+CPU = torch.device("cpu")
 FP8 = "F8_E4M3"
 ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, FP8: 1}
 
@@ -66,22 +67,23 @@ Part = Rows | Columns
 
 
 class Checkpoint:
-    """Tensors by name. `take` reads one or a part of it, checks its shape, and remembers that it was used.
+    """Tensors by name. `take` reads one, or a part, onto `device`, checks its shape, and remembers that it was used.
 
     `on_bytes` is told the whole size of each tensor that is taken or left to another rank, for progress.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
         self.folder = folder
+        self.device = device
         self.on_bytes: Callable[[int], None] | None = None
         self._file_of = _index(folder)
         self._open: dict[str, Any] = {}
         self._left = set(self._file_of)
 
     @property
-    def total_bytes(self) -> int:
-        """Size of the checkpoint's files."""
-        return sum((self.folder / name).stat().st_size for name in set(self._file_of.values()))
+    def files(self) -> list[Path]:
+        """By name, which is about the order in which a model takes its tensors."""
+        return [self.folder / name for name in sorted(set(self._file_of.values()))]
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
@@ -109,7 +111,8 @@ class Checkpoint:
                 tensor = stored[:, span.start : span.stop]
             case _:
                 tensor = stored[:]
-        return tensor.to(dtype, copy=True)  # a view would keep the file mapped, and die with it
+        # From the mapped file to the device, without a copy between. A view would keep it mapped, and die with it.
+        return tensor.to(self.device, dtype, copy=True)
 
     def take_number(self, name: str) -> float:
         """A tensor of one element. Raises CheckpointError when it is missing or has more."""

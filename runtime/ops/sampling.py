@@ -66,9 +66,8 @@ class SamplingRow:
     @property
     def is_plain(self) -> bool:
         """`choose` is all that it needs."""
-        return (
-            self.allowed is None and self.logprobs is None and not (self.banned or self.bias) and not self.has_penalty
-        )
+        adjusted = self.banned or self.bias or self.has_penalty or self.allowed is not None
+        return not adjusted and self.logprobs is None
 
     @property
     def choice(self) -> Choice:
@@ -177,15 +176,12 @@ def settings(rows: list[SamplingRow], size: int | None = None) -> Tensor:
 
     Rows past the given ones are greedy.
     """
-    padding = (size or len(rows)) - len(rows)
-    columns = [
-        [*(row.temperature for row in rows), *[0.0] * padding],
-        [*(row.top_p for row in rows), *[1.0] * padding],
-        [*(float(row.top_k) for row in rows), *[0.0] * padding],
-        [*(row.min_p for row in rows), *[0.0] * padding],
-        [*(uniform(row.seed, row.position) if row.temperature > 0 else 0.0 for row in rows), *[0.0] * padding],
+    numbers = [
+        (r.temperature, r.top_p, float(r.top_k), r.min_p, uniform(r.seed, r.position) if r.temperature > 0 else 0.0)
+        for r in rows
     ]
-    return torch.tensor(columns, dtype=torch.float64)
+    numbers += [(0.0, 1.0, 0.0, 0.0, 0.0)] * ((size or len(rows)) - len(rows))
+    return torch.tensor(numbers, dtype=torch.float64).view(-1, 5).T
 
 
 def choose(logits: Tensor, numbers: Tensor, choice: Choice) -> Tensor:
