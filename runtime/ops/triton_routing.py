@@ -20,8 +20,8 @@ class Routing:
     What is not between bounds[0] and bounds[E] belongs to experts of other ranks.
     """
 
-    order: Tensor  # [P]
-    bounds: Tensor  # [E + 1]
+    order: Tensor  # [P] int32
+    bounds: Tensor  # [E + 1] int32
     weights: Tensor  # [T, top_k]
 
 
@@ -45,7 +45,7 @@ def sort_pairs(weights: Tensor, chosen: Tensor, experts: range) -> Routing:
     if pairs > RANKED:
         numbers, order = chosen.flatten().sort(stable=True)
         edges = torch.arange(experts.start, experts.stop + 1, device=chosen.device, dtype=chosen.dtype)
-        return Routing(order, torch.searchsorted(numbers, edges), weights)
+        return Routing(order.int(), torch.searchsorted(numbers, edges, out_int32=True), weights)
     order, bounds = (chosen.new_empty(size, dtype=torch.int32) for size in (pairs, count + 1))
     tiles = triton.cdiv(pairs, MINE)
     _rank_kernel[(tiles + triton.cdiv(count + 1, MINE),)](

@@ -90,6 +90,12 @@ def main() -> None:
         ops.add_rms_norm(x, x, weight, 1e-6)
         ops.silu_mul(x)
         ops.attention(ops.rope_write(qkv, None, 1e-6, table, cache, batch), cache, batch, 0.1)
+    experts = ops.pack_experts(
+        torch.zeros(8, 256, 64, dtype=torch.bfloat16), torch.zeros(8, 64, 128, dtype=torch.bfloat16), 0
+    )
+    for tokens in (1, 2, 3, 16, 33, 64, 90, 120, 250, 400, 2000, 5000):
+        logits = torch.zeros(tokens, 8, dtype=torch.bfloat16)
+        experts(torch.zeros(tokens, 64, dtype=torch.bfloat16), *ops.route(logits, 2, True))
     print(json.dumps({name: len(variants) for name, variants in found.items()}))
 
 

@@ -47,4 +47,6 @@ def test_later_steps_need_no_kernels_that_the_first_ones_did_not(tmp_path: Path)
     """Else a request would wait for a compiler in the middle of serving."""
     found = json.loads(run_uninterpreted("tests.lab.kernel_variants", cache=tmp_path))
     assert found.pop("_reduce_kernel") <= 7  # one for each number of segments; recording the decodes meets them all
-    assert found == {"_norm_kernel": 2, "_silu_kernel": 1, "_rope_kernel": 1, "_decode_kernel": 1, "_prefill_kernel": 1}
+    assert found.pop("_matmul_kernel") == 4 * 2  # sizes of tiles, all met in the rehearsal; two products of an expert
+    assert found.pop("_norm_kernel") == 2
+    assert set(found.values()) == {1}
