@@ -99,6 +99,7 @@ def test_answers_equal_those_of_transformers(home: Home, client: OpenAI, count: 
     folder = Path(msgspec.json.decode(weights.read_bytes(), type=Weights).path)
     for prompt, expected in zip(prompts, reference(folder, prompts), strict=True):
         assert ask(client, prompt) == expected, f"seed {seed}, prompt {prompt!r}"
+    home.run("redeploy", NAME, "--quantization", "auto", "--yes")
 
 
 @pytest.mark.slow
