@@ -57,10 +57,11 @@ def pack_step(
     numbers = [len(contexts), starts[-1], len(samples), width, seen]
     for part in (tokens, padding, positions, padding, slots, padding, samples, starts, contexts):
         numbers += part
+    step, none = array(INT32, numbers), array(INT32, [PADDING_BLOCK]) * width
     for row in rows:
-        numbers += (row.seq.blocks + [PADDING_BLOCK] * width)[:width]
-    numbers += [PADDING_BLOCK] * (width * len(padding))
-    return array(INT32, numbers)
+        step.fromlist(row.seq.blocks[:width])
+        step += none[len(row.seq.blocks) :]
+    return step + none * len(padding)
 
 
 def unpack_step(step: array[int] | bytearray, device: torch.device, newest: Callable[[int], Tensor]) -> Batch:

@@ -100,12 +100,6 @@ def uniform(seed: int, position: int) -> float:
     return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
 
 
-def sample(logits: Tensor, rows: list[SamplingRow]) -> list[Sample]:
-    """One token for each row of logits [S, V] (float32, changed in place); INVALID where a row holds NaN or only
-    -inf."""
-    return draw(logits, rows).read()
-
-
 class Arriving:
     """A tensor on its way to the host. `take` waits for it, and for nothing that was launched after it."""
 
@@ -151,7 +145,8 @@ class Drawn:
 
 
 def draw(logits: Tensor, rows: list[SamplingRow]) -> Drawn:
-    """Begins to choose one token for each row of logits [S, V] (float32, changed in place)."""
+    """Begins to choose one token for each row of logits [S, V] (float32, changed in place); INVALID where a row holds
+    NaN or only -inf."""
     asked = [index for index, row in enumerate(rows) if row.logprobs is not None]
     at = to_device(torch.tensor(asked, dtype=torch.int64), logits.device)
     raw = logits[at].log_softmax(-1) if asked else None

@@ -7,12 +7,16 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from runtime.ops.sampling import INVALID, SamplingRow, sample, uniform
+from runtime.ops.sampling import INVALID, Sample, SamplingRow, draw, uniform
 
 
 def row(temperature: float = 1.0, *, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, seed: int = 0,
         position: int = 0, banned: tuple[int, ...] = ()) -> SamplingRow:  # fmt: skip
     return SamplingRow(temperature, top_p, top_k, min_p, seed, position, banned)
+
+
+def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[Sample]:
+    return draw(logits, rows).read()
 
 
 def tokens(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
