@@ -254,6 +254,8 @@ class _Draft:
         except sizing.DtypeError as error:
             self.reasons.append(f"quantization {spec.quantization}: {error}; use {error.nearest}")
             self.quantization = None
+        if model.quantization == "fp8" and self.quantization != "fp8":
+            self.notes.append(f"the checkpoint is in fp8 and is unpacked to {self.quantization or self.dtype} at load")
         if self.quantization == "fp8" and machine.gpu and not machine.gpu.has_fp8:
             kind = machine.gpu.kind
             self.notes.append(f"{kind} has no fp8 units: weights are kept in fp8, math is in {self.dtype}")

@@ -38,6 +38,12 @@ def qwen3_moe() -> PretrainedConfig:
     )
 
 
+def qwen3_moe_for_ranks() -> PretrainedConfig:
+    """Heads that two ranks can share: each is a block wide."""
+    shape = {**_SHAPE, "hidden_size": 256, "head_dim": 128}
+    return Qwen3MoeConfig(**shape, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, norm_topk_prob=True)
+
+
 def llama() -> PretrainedConfig:
     return LlamaConfig(**_SHAPE)
 

@@ -178,6 +178,12 @@ def test_fp8_halves_the_weights_and_says_when_the_gpu_has_no_fp8_units() -> None
     assert any("no fp8 units" in note for note in found.notes)
 
 
+def test_a_checkpoint_in_fp8_is_unpacked_on_a_cpu_and_the_plan_says_so() -> None:
+    spec = parse({"model": Q7, "quantization": "none"})
+    found = make_plan(spec, replace(model_spec_for(spec), quantization="fp8"), LAPTOP)
+    assert "the checkpoint is in fp8 and is unpacked to float32 at load" in found.notes
+
+
 def test_several_local_gpus_are_not_cut_across_when_one_is_enough() -> None:
     two = Machine("two", 64 * GIB, 60 * GIB, 16, Gpu("L4", 22 * GIB, (8, 9)), 2, free_disk_bytes=100 * GIB)
     found = plan(two, model=Q7)

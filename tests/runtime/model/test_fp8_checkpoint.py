@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from runtime import sizing
 from runtime.engine.load import load_runner, read_release
 from runtime.engine.runner import Runner
 from runtime.engine.scheduler import Row
@@ -22,9 +23,9 @@ from runtime.model.decoder import load_decoder
 from runtime.model.group import Group
 from runtime.model.matrix import Matrices, Piece
 from runtime.model_spec import UnsupportedModelError
-from runtime.ops.fp8 import Fp8Weight, dense, quantize
+from runtime.ops.fp8 import Fp8Weight, Weight, dense, quantize
 from runtime.ops.gpu import gpu_ops
-from runtime.ops.ops import REFERENCE, Ops, as_is, choose
+from runtime.ops.ops import REFERENCE, Experts, Linear, Ops, as_is, choose
 from tests.lab import fp8_checkpoints as lab
 from tests.runtime.engine.engine_process import write_release
 from tests.runtime.ops.conftest import refuse_interpreter
@@ -151,6 +152,27 @@ def test_what_is_kept_in_fp8_takes_one_byte_a_weight(blocks: Path) -> None:
     assert isinstance(weight, Fp8Weight)
     assert (weight.data.shape, weight.data.dtype.itemsize) == ((512, 192), 1)
     assert (weight.scale.shape, weight.block) == ((4, 2), (128, 128))
+
+
+def test_its_layers_take_the_bytes_that_sizing_says(tmp_path: Path) -> None:
+    lab.save(lab.qwen3_moe_for_ranks(), tmp_path)
+    held: list[int] = []
+
+    def count(*weights: Weight) -> None:
+        held.extend(w.data.nbytes + w.scale.nbytes for w in weights if isinstance(w, Fp8Weight))
+
+    def pack_linear(weight: Weight, bias: torch.Tensor | None) -> Linear:
+        count(weight)
+        return REFERENCE.pack_linear(weight, bias)
+
+    def pack_experts(gate_up: Weight, down: Weight, first: int) -> Experts:
+        count(gate_up, down)
+        return REFERENCE.pack_experts(gate_up, down, first)
+
+    logits(tmp_path / "fp8", replace(REFERENCE, pack_linear=pack_linear, pack_experts=pack_experts))
+    spec = read_model_spec(tmp_path / "fp8")
+    layers = spec.num_layers * (sum(sizing.attention_elements(spec)) + sizing.mlp_elements(spec))
+    assert sum(held) == layers * sizing.LINEAR_BYTES["fp8"]
 
 
 @pytest.mark.parametrize(

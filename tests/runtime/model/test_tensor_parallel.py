@@ -20,7 +20,7 @@ from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 from runtime.model.checkpoint import read_model_spec
 from runtime.model.group import Group, Share
-from tests.lab import checkpoints
+from tests.lab import checkpoints, fp8_checkpoints
 from tests.lab.offline import Served, serve
 from tests.runtime.model.rank_host import BLOCK, MAX_MODEL_LEN, Ranks, load, ranks
 
@@ -40,8 +40,10 @@ LIKE_THE_DEMO = LlamaConfig(
     bos_token_id=None,
     eos_token_id=None,
 )
+FP8 = "qwen3-moe-fp8"
 FAST_ON_2 = ("qwen2", "qwen3-moe")
 SPLITS = [
+    pytest.param((FP8, 2), marks=pytest.mark.slow),
     ("demo-like", 3),
     *[(name, 2) for name in FAST_ON_2],
     *[pytest.param((name, 2), marks=pytest.mark.slow) for name in checkpoints.CONFIGS if name not in FAST_ON_2],
@@ -56,6 +58,9 @@ class Case:
         self.folder = folder
         if name == "demo-like":
             checkpoints.save_config(LIKE_THE_DEMO, folder, shard="100KB")
+        elif name == FP8:
+            fp8_checkpoints.save(fp8_checkpoints.qwen3_moe_for_ranks(), folder)
+            self.folder = folder / "fp8"
         else:
             checkpoints.save(name, folder, shard="100KB")
         rng = random.Random(name)
@@ -68,7 +73,7 @@ class Case:
             for seed in range(len(prompts))
         ]
         self.requests = [(prompt, greedy) for prompt in prompts] + list(zip(prompts, drawn, strict=True))
-        self.alone = load(folder)
+        self.alone = load(self.folder)
         self.expected = ask(self.alone, self.requests)
 
 
