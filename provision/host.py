@@ -49,6 +49,7 @@ from runtime.mailbox import (
     decode_identity,
     decode_if_sound,
     decode_status,
+    spec_key,
     write_atomic,
 )
 from runtime.vm import LOG_UNITS, SPOOL_DIR, VM_FILE, Vm
@@ -342,7 +343,7 @@ class HostTarget:
         self.state.write_api_key(order.api_key)
         if order.wheel is not None:
             self.upload(order.wheel.path, f"{SPOOL_DIR}/{order.wheel.key}")
-        for key, data in order.objects:
+        for key, data in ((spec_key(order.release), order.spec), *order.objects):
             self.put(key, data)
         specs = self.state.specs_dir
         write_atomic(specs / f"{order.release}.json", order.spec)

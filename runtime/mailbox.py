@@ -5,6 +5,7 @@ On a cloud it is a bucket; on `local` and `host` a folder with the same layout:
     release/current.json             Current: which release the machine should run   user writes, machine reads
     release/<id>/deployment.json     runtime.deployment.Deployment                   user writes, machine reads
     release/<id>/*.whl               the wheel of this release (clouds and hosts)    user writes, machine reads
+    release/<id>/spec.json           the spec, without secrets (hosts)               user writes, user reads
     release/life.json                Life: when the machine ends by itself           user writes, machine reads
     release/keys.json                [ApiKey]                                        user writes, machine reads
     release/asked.json               Asked: who gave the last order                  user writes, machine reads
@@ -56,6 +57,11 @@ Phase = Literal["python", "disk", "driver", "runtime", "weights", "load", "serve
 def release_key(release: str) -> str:
     """Key of a release's `deployment.json`."""
     return f"release/{release}/deployment.json"
+
+
+def spec_key(release: str) -> str:
+    """Key of what a release on a host was asked to be, for other laptops. The machine does not read it."""
+    return f"release/{release}/spec.json"
 
 
 def wheel_key(release: str, file_name: str) -> str:

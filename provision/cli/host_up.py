@@ -33,6 +33,7 @@ from provision.errors import (
     UsageError,
 )
 from provision.host import HostRecord, HostTarget
+from provision.host_agreement import agree
 from provision.host_facts import HostFacts, check_host
 from provision.host_keys import confirm_key
 from provision.host_model import local_folder, upload_model
@@ -78,6 +79,7 @@ def up_host(
     introduce(target, spec, host_key=host_key, identity=identity)
     facts = target.facts()
     check_host(facts, spec.name, spec.port, host=target.record.address)
+    agree(target, api_key=spec.api_key.get_secret_value() if spec.api_key else None, host=spec.host)
     began = time.monotonic()
     seen = target.observe()
     if lock is not None:

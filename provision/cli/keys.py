@@ -137,6 +137,9 @@ def lock_of(target: Deployed) -> Iterator[None]:
     if isinstance(target, LocalTarget | HostTarget):
         with locked(target.state, command):
             if isinstance(target, HostTarget):
+                from provision.host_agreement import agree
+
+                agree(target)
                 audit.tell(target.put, command)
             yield
         return

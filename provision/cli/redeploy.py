@@ -49,10 +49,12 @@ def redeploy(
     found = find_target(one_name(name_argument, flagged if isinstance(flagged, str) else None), None)
     if isinstance(found, HostTarget):
         from provision.cli.host_up import up_host
+        from provision.host_agreement import agree
 
         with locked(found.state, this_command()):
             if found.observe().life == "stopped":
                 raise not_up(found.name)
+            agree(found)
             spec = changed_spec(found, given)
             up_host(spec, found.state, yes=yes, json=json, command="redeploy", lock=lock_file)
         return

@@ -43,6 +43,7 @@ def rollback(
     """
     from provision.cloud import CloudTarget
     from provision.host import HostTarget
+    from provision.host_agreement import agree
     from provision.local import LocalTarget
     from provision.releases import choose_release, read_releases
     from provision.state import locked, this_command
@@ -61,6 +62,8 @@ def rollback(
         return
     assert isinstance(target, LocalTarget | HostTarget)
     with locked(target.state, this_command()):
+        if isinstance(target, HostTarget):
+            agree(target)
         _roll_machine(target, chosen, seen, yes=yes, json=json)
 
 

@@ -98,6 +98,7 @@ def wanted_spec(given: Given, name: str | None) -> DeploymentSpec:
     Raises SpecError, UsageError, NotFoundError, StateError.
     """
     from provision.config import find_file, resolve
+    from provision.host import HostTarget, is_host
     from provision.render import absolute
     from provision.state import choose_state, list_states
 
@@ -108,7 +109,12 @@ def wanted_spec(given: Given, name: str | None) -> DeploymentSpec:
     names = [state.name for state in list_states()]
     if file is None and set(flags) <= {"name"}:
         if chosen in names or (chosen is None and names):
-            stored = choose_state(chosen).spec_values()
+            state = choose_state(chosen)
+            if is_host(state):
+                from provision.host_agreement import agree
+
+                agree(HostTarget(state, say))
+            stored = state.spec_values()
             if stored:
                 return resolve(stored).spec
         elif on_cloud := cloud_spec(chosen):

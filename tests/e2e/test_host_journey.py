@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from provision.ssh import fingerprint
 from runtime.vm import STATE_DIR
 from tests.e2e.cloud_journey import scripted_wheel
 from tests.e2e.host_journey import NAME, USER, HostJourney, host_journey
-from tests.e2e.journey import wait_for
+from tests.e2e.journey import Home, wait_for
 from tests.e2e.load import Load
 from tests.e2e.torch_model import PROMPT, TOKENS, cpu_build, write_model
 from tests.lab.network import GUEST
@@ -295,6 +296,33 @@ def test_releases_change_under_load_and_refuse_nobody(tmp_path: Path) -> None:
         assert made.json("status", NAME)["release"] == "r1"
         assert made.ask()
         assert made.json("down", NAME, "--yes")[0]["clean"]
+
+
+def test_two_laptops_of_one_machine_take_nothing_back_from_each_other(tmp_path: Path) -> None:
+    with host_journey("bookworm", tmp_path) as ada:
+        key = ada.up()["api_key"]
+        bob = replace(ada, home=Home(tmp_path / "bob"))
+        bob.home.folder.mkdir()
+        shutil.copytree(ada.home.folder / "state", bob.home.folder / "state")
+        assert ada.json("redeploy", NAME, "--max-model-len", "256", "--yes")["release"] == "r2"
+        alice = ada.json("keys", "add", "alice", "--name", NAME)["secret"]
+
+        assert bob.json("redeploy", NAME, "--max-num-seqs", "8", "--yes")["release"] == "r3"
+        assert bob.json("endpoint", NAME)["max_model_len"] == 256
+        assert bob.ask(alice)
+
+        same = ada.run("up", NAME, "--yes")
+        assert "box was changed by" in same.stderr
+        assert "max_num_seqs: (default) → 8" in same.stderr
+        assert "is up already, as asked" in same.stderr
+        assert ada.json("endpoint", NAME)["api_key"] == key
+
+        eve = replace(ada, home=Home(tmp_path / "eve"))
+        eve.home.folder.mkdir()
+        refused = eve.run(*eve.up_words, "--host-key", fingerprint(ada.host_key), code=2)
+        assert "the key that this laptop has is not let in there" in refused.stderr
+        assert ada.json("status", NAME)["release"] == "r3"
+        assert ada.json("down", NAME, "--yes")[0]["clean"]
 
 
 def test_a_port_that_another_program_has_is_told_before_anything_is_sent(tmp_path: Path) -> None:
