@@ -58,13 +58,16 @@ def fp8_math(capability: tuple[int, int]) -> Fp8Math:
 
 def quantize(weight: Tensor) -> Fp8Weight:
     """`weight` [(E,) N, K] in blocks of 128 × 128, each scaled so that its largest element is ±448."""
-    rows, columns = weight.shape[-2:]
-    padded = F.pad(weight, (0, -columns % BLOCK, 0, -rows % BLOCK)).float()
-    tall, wide = padded.shape[-2] // BLOCK, padded.shape[-1] // BLOCK
-    blocks = padded.view(*weight.shape[:-2], tall, BLOCK, wide, BLOCK)
-    scale = blocks.abs().amax((-3, -1)).clamp(min=TINY) / LARGEST
-    data = (blocks / scale[..., None, :, None]).to(DTYPE).view(padded.shape)
-    return Fp8Weight(data[..., :rows, :columns].contiguous(), scale, (BLOCK, BLOCK))
+    if weight.dim() == 3:  # one by one: in float32 all of them together might not fit
+        parts = [quantize(one) for one in weight]
+        data, scale = torch.stack([part.data for part in parts]), torch.stack([part.scale for part in parts])
+        return Fp8Weight(data, scale, (BLOCK, BLOCK))
+    rows, columns = weight.shape
+    blocks = F.pad(weight, (0, -columns % BLOCK, 0, -rows % BLOCK)).float()
+    blocks = blocks.view(-(-rows // BLOCK), BLOCK, -(-columns // BLOCK), BLOCK)
+    scale = blocks.abs().amax((1, 3)).clamp(min=TINY) / LARGEST
+    data = (blocks / scale[:, None, :, None]).to(DTYPE).view(blocks.shape[0] * BLOCK, -1)
+    return Fp8Weight(data[:rows, :columns].contiguous(), scale, (BLOCK, BLOCK))
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
