@@ -22,7 +22,7 @@ from runtime.model.checkpoint import Checkpoint, CheckpointError, Columns, Part,
 from runtime.model.decoder import load_decoder
 from runtime.model.group import Group
 from runtime.model.matrix import Matrices, Piece
-from runtime.model_spec import UnsupportedModelError
+from runtime.model_spec import ModelSpec, UnsupportedModelError
 from runtime.ops.fp8 import Fp8Weight, Weight, dense, quantize
 from runtime.ops.gpu import gpu_ops
 from runtime.ops.ops import REFERENCE, Experts, Linear, Ops, as_is, choose
@@ -189,8 +189,24 @@ def test_another_kind_of_fp8_is_refused_by_the_field(blocks: Path, change: dict[
     config = json.loads((blocks / "fp8" / "config.json").read_text())
     config["quantization_config"] |= change
     with pytest.raises(UnsupportedModelError) as caught:
-        type(read_model_spec(blocks / "fp8")).from_config(config)
+        ModelSpec.from_config(config)
     assert caught.value.field == f"quantization_config.{field}"
+
+
+@pytest.mark.parametrize(
+    "published",
+    [
+        {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},  # Qwen3
+        {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},  # AutoFP8
+        {  # transformers 5
+            "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "dequantize": False,
+            "modules_to_not_convert": ["lm_head"], "modules_to_convert": None, "scale_fmt": "float", "expert_dtype": "fp8",
+        },
+    ],
+)  # fmt: skip
+def test_the_forms_that_are_published_are_read(blocks: Path, published: dict[str, Any]) -> None:
+    config = json.loads((blocks / "fp8" / "config.json").read_text())
+    assert ModelSpec.from_config(config | {"quantization_config": published}).quantization == "fp8"
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
