@@ -193,17 +193,16 @@ def test_another_kind_of_fp8_is_refused_by_the_field(blocks: Path, change: dict[
     assert caught.value.field == f"quantization_config.{field}"
 
 
-@pytest.mark.parametrize(
-    "published",
-    [
-        {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},  # Qwen3
-        {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},  # AutoFP8
-        {  # transformers 5
-            "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "dequantize": False,
-            "modules_to_not_convert": ["lm_head"], "modules_to_convert": None, "scale_fmt": "float", "expert_dtype": "fp8",
-        },
-    ],
-)  # fmt: skip
+IN_BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+PUBLISHED = {
+    "Qwen3": IN_BLOCKS | {"fmt": "e4m3"},
+    "AutoFP8": {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
+    "transformers 5": IN_BLOCKS
+    | {"dequantize": False, "modules_to_not_convert": ["lm_head"], "modules_to_convert": None, "scale_fmt": "float"},
+}
+
+
+@pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
 def test_the_forms_that_are_published_are_read(blocks: Path, published: dict[str, Any]) -> None:
     config = json.loads((blocks / "fp8" / "config.json").read_text())
     assert ModelSpec.from_config(config | {"quantization_config": published}).quantization == "fp8"
