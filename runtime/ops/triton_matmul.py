@@ -114,7 +114,7 @@ class Matmul:
             EXPERTS=experts, TOP_K=routing.weights.shape[1] if routing else 1, SCALE_ROWS=block[0],
             SCALE_COLUMNS=block[1] if scale.shape[-1] > 1 else WHOLE, LARGEST=LARGEST, TINY=TINY, FORMAT=kind,
             QUANTIZE=kind == "w8a8" and quantized is x, GROUPED=routing is not None, GATED=gated,
-            BIASED=bias is not None, TILE_EXPERTS=triton.next_power_of_2(experts), TILE_ROWS=tile.rows,
+            BIASED=bias is not None, TILE_EXPERTS=triton.next_power_of_2(max(experts, 2)), TILE_ROWS=tile.rows,
             TILE_COLUMNS=tile.columns, TILE_DEPTH=tile.depth, SIDE_BY_SIDE=L2_ROWS,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
