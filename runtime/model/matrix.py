@@ -47,11 +47,11 @@ class Matrices:
 
     def read(self, pieces: list[Piece]) -> Weight:
         """One matrix [N, K]: the pieces below one another."""
-        return self._quantized([pieces])[0] if self._is_fp8(pieces) else self.hold(self._data([pieces], self.dtype)[0])
+        return self.stack([pieces])[0]
 
     def stack(self, matrices: list[list[Piece]]) -> Weight:
         """Matrices of one shape, as [len(matrices), N, K]."""
-        if self._is_fp8(matrices[0]):
+        if self.checkpoint.is_fp8(matrices[0][0].name + ".weight"):
             return self._quantized(matrices)
         return self.hold(self._data(matrices, self.dtype))
 
@@ -61,9 +61,6 @@ class Matrices:
         for suffix in (BLOCK_SCALE, TENSOR_SCALE, INPUT_SCALE):
             if name + suffix in self.checkpoint:
                 self.checkpoint.leave(name + suffix)
-
-    def _is_fp8(self, pieces: list[Piece]) -> bool:
-        return self.checkpoint.is_fp8(pieces[0].name + ".weight")
 
     def _data(self, matrices: list[list[Piece]], dtype: torch.dtype) -> Tensor:
         rows, columns = sum(piece.size[0] for piece in matrices[0]), matrices[0][0].size[1]
@@ -78,6 +75,9 @@ class Matrices:
 
     def _quantized(self, matrices: list[list[Piece]]) -> Fp8Weight:
         data = self._data(matrices, fp8.DTYPE)
+        for name in (piece.name + INPUT_SCALE for pieces in matrices for piece in pieces):
+            if name in self.checkpoint:
+                self.checkpoint.leave(name)
         in_blocks = matrices[0][0].name + BLOCK_SCALE in self.checkpoint
         read = self._block_scale if in_blocks else self._row_scale
         scale = torch.stack([torch.cat([read(piece) for piece in pieces]) for pieces in matrices]).to(self.device)
@@ -94,14 +94,8 @@ class Matrices:
             raise CheckpointError(f"{piece.name}: {span.start} to {span.stop} are not whole fp8 blocks of {BLOCK}")
         part = type(piece.part)(range(span.start // BLOCK, -(-span.stop // BLOCK)))
         shape = (-(-rows // BLOCK), -(-columns // BLOCK))
-        self._leave_input_scale(piece)
         return self.checkpoint.take(piece.name + BLOCK_SCALE, shape, torch.float32, part)
 
     def _row_scale(self, piece: Piece) -> Tensor:
         """The tensor's one scale, for each row."""
-        self._leave_input_scale(piece)
         return torch.full((piece.size[0], 1), self.checkpoint.take_number(piece.name + TENSOR_SCALE))
-
-    def _leave_input_scale(self, piece: Piece) -> None:
-        if piece.name + INPUT_SCALE in self.checkpoint:
-            self.checkpoint.leave(piece.name + INPUT_SCALE)
