@@ -13,6 +13,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -21,12 +23,31 @@ from torch import Tensor
 from runtime.ops.batch import Batch
 from runtime.ops.ops import Linear
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_bf16.cpp", "cpu_int8.cpp"))
-HEADER = SOURCES[0].with_name("cpu_panels.h")
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_bf16.cpp", "cpu_int8.cpp")]
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 BUILD_TIMEOUT_S = 120
 
 log = logging.getLogger("engine")
+
+# Arguments (p: pointer, n: size, f: float), and n before the colon where a size is returned.
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
+_SIGNATURES = {
+    "dc_rms_norm": ":ppfpnn",
+    "dc_add_rms_norm": ":pppfppnn",
+    "dc_silu_mul": ":ppnn",
+    "dc_rope_write": ":pppfppppppnnnnn",
+    "dc_attention": ":pppppppnnnnnnf",
+    "dc_packed_floats": "n:nn",
+    "dc_pack": ":ppnn",
+    "dc_linear": ":ppppnnn",
+    "dc_panel_outputs": "n:n",
+    "dc_bf16_packed_bytes": "n:nn",
+    "dc_bf16_pack": ":ppnn",
+    "dc_bf16_linear": ":ppppnnn",
+    "dc_int8_packed_bytes": "n:nn",
+    "dc_int8_pack": ":pppnn",
+    "dc_int8_linear": ":ppppppnnn",
+}
 
 
 def load_library(arch: str = "native") -> ctypes.CDLL | None:
@@ -37,11 +58,16 @@ def load_library(arch: str = "native") -> ctypes.CDLL | None:
         log.info("CPU kernels: no C++ compiler on PATH, using torch (faster with: apt-get install g++)")
         return None
     try:
-        return ctypes.CDLL(str(_build(compiler, arch)))
+        library = ctypes.CDLL(str(_build(compiler, arch)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr[-500:] if isinstance(error, subprocess.CalledProcessError) else error
         log.warning("CPU kernels: not built, using torch: %s", detail)
         return None
+    for name, signature in _SIGNATURES.items():
+        returned, _, arguments = signature.partition(":")
+        function = getattr(library, name)
+        function.argtypes, function.restype = [_TYPES[letter] for letter in arguments], _TYPES.get(returned)
+    return library
 
 
 def cache_dir() -> Path:
@@ -51,7 +77,9 @@ def cache_dir() -> Path:
 
 def _build(compiler: str, arch: str) -> Path:
     """The shared library for these sources, this compiler and this CPU."""
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in (HEADER, *SOURCES)))
+    digest = hashlib.sha256(
+        b"".join(source.read_bytes() for source in (Path(__file__).with_name("cpu_panels.h"), *SOURCES))
+    )
     flags = (*FLAGS, f"-march={arch}")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BUILD_TIMEOUT_S).stdout
     for part in (" ".join(flags).encode(), version, platform.machine().encode(), _cpu_features()):
@@ -62,8 +90,15 @@ def _build(compiler: str, arch: str) -> Path:
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        command = [compiler, *flags, "-o", str(built), *map(str, SOURCES)]
-        subprocess.run(command, capture_output=True, check=True, text=True, timeout=BUILD_TIMEOUT_S)
+
+        def run(*words: object) -> None:
+            command = [compiler, *flags, *map(str, words)]
+            subprocess.run(command, capture_output=True, check=True, text=True, timeout=BUILD_TIMEOUT_S)
+
+        objects = [built.with_name(f"{source.stem}.o") for source in SOURCES]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(run, repeat("-c"), SOURCES, repeat("-o"), objects))
+        run("-shared", "-o", built, *objects)
         os.replace(built, library)  # two engines that build at once both end with a whole file
     return library
 
@@ -76,9 +111,6 @@ def _cpu_features() -> bytes:
     return b""
 
 
-_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-
-
 class CpuKernels:
     """The ops of `runtime.ops.reference` over contiguous float32 tensors.
 
@@ -87,40 +119,22 @@ class CpuKernels:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._rms_norm = library.dc_rms_norm
-        self._rms_norm.argtypes = [_POINTER, _POINTER, _FLOAT, _POINTER, _SIZE, _SIZE]
-        self._add_rms_norm = library.dc_add_rms_norm
-        self._add_rms_norm.argtypes = [_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _SIZE, _SIZE]
-        self._silu_mul = library.dc_silu_mul
-        self._silu_mul.argtypes = [_POINTER, _POINTER, _SIZE, _SIZE]
-        self._rope_write = library.dc_rope_write
-        self._rope_write.argtypes = [_POINTER, _POINTER, _POINTER, _FLOAT, *[_POINTER] * 6, *[_SIZE] * 5]
-        self._attention = library.dc_attention
-        self._attention.argtypes = [*[_POINTER] * 7, *[_SIZE] * 6, _FLOAT]
-        self._packed_floats = library.dc_packed_floats
-        self._packed_floats.argtypes, self._packed_floats.restype = [_SIZE, _SIZE], _SIZE
-        self._pack = library.dc_pack
-        self._pack.argtypes = [_POINTER, _POINTER, _SIZE, _SIZE]
-        self._linear = library.dc_linear
-        self._linear.argtypes = [*[_POINTER] * 4, *[_SIZE] * 3]
-        for function in (
-            self._rms_norm, self._add_rms_norm, self._silu_mul, self._rope_write, self._attention, self._pack,
-            self._linear,
-        ):  # fmt: skip
-            function.restype = None
+        self._library = library
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """A linear layer whose weight [out, in] is stored in panels."""
         out_size, in_size = weight.shape
         weight = weight.contiguous()
-        packed = torch.empty(self._packed_floats(out_size, in_size))
-        self._pack(weight.data_ptr(), packed.data_ptr(), out_size, in_size)
+        packed = torch.empty(self._library.dc_packed_floats(out_size, in_size))
+        self._library.dc_pack(weight.data_ptr(), packed.data_ptr(), out_size, in_size)
 
         def linear(x: Tensor) -> Tensor:
             x = x.contiguous()
             out = x.new_empty(x.shape[0], out_size)
             start = bias.data_ptr() if bias is not None else None
-            self._linear(x.data_ptr(), packed.data_ptr(), start, out.data_ptr(), x.shape[0], out_size, in_size)
+            self._library.dc_linear(
+                x.data_ptr(), packed.data_ptr(), start, out.data_ptr(), x.shape[0], out_size, in_size
+            )
             return out
 
         return linear
@@ -128,13 +142,15 @@ class CpuKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
-        self._rms_norm(x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1])
+        self._library.dc_rms_norm(
+            x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), x.numel() // x.shape[-1], x.shape[-1]
+        )
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         x, residual = x.contiguous(), residual.contiguous()
         out, total = torch.empty_like(x), torch.empty_like(x)
-        self._add_rms_norm(
+        self._library.dc_add_rms_norm(
             x.data_ptr(), residual.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), total.data_ptr(),
             x.shape[0], x.shape[1],
         )  # fmt: skip
@@ -144,7 +160,7 @@ class CpuKernels:
         gate_up = gate_up.contiguous()
         tokens, inner = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(tokens, inner)
-        self._silu_mul(gate_up.data_ptr(), out.data_ptr(), tokens, inner)
+        self._library.dc_silu_mul(gate_up.data_ptr(), out.data_ptr(), tokens, inner)
         return out
 
     def rope_write(
@@ -163,7 +179,7 @@ class CpuKernels:
         query = qkv.new_empty(tokens, heads, dim)
         q_norm, k_norm = (norms[0].data_ptr(), norms[1].data_ptr()) if norms else (None, None)
         keys, values = _cache_pointers(cache)
-        self._rope_write(
+        self._library.dc_rope_write(
             qkv.data_ptr(), q_norm, k_norm, eps, table.data_ptr(), batch.positions.data_ptr(),
             batch.slots.data_ptr(), keys, values, query.data_ptr(), tokens, heads, kv_heads, dim, block_size,
         )  # fmt: skip
@@ -174,7 +190,7 @@ class CpuKernels:
         block_size, kv_heads, dim = cache.shape[2:]
         out = torch.empty_like(query)
         keys, values = _cache_pointers(cache)
-        self._attention(
+        self._library.dc_attention(
             query.data_ptr(), keys, values, batch.starts.data_ptr(), batch.contexts.data_ptr(),
             batch.tables.data_ptr(), out.data_ptr(), len(batch.rows), batch.tables.shape[1], block_size,
             query.shape[1], kv_heads, dim, scale,

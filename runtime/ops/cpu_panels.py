@@ -10,36 +10,24 @@ from torch import Tensor
 from runtime.ops import int8
 from runtime.ops.ops import Linear
 
-_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
-
 
 class Panels:
     """The layers of cpu_bf16.cpp and cpu_int8.cpp. Their activations and results are in float32."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._outputs = library.dc_panel_outputs
-        self._outputs.argtypes, self._outputs.restype = [_SIZE], _SIZE
-        self._bf16_bytes, self._int8_bytes = library.dc_bf16_packed_bytes, library.dc_int8_packed_bytes
-        for function in (self._bf16_bytes, self._int8_bytes):
-            function.argtypes, function.restype = [_SIZE, _SIZE], _SIZE
-        self._bf16_pack, self._int8_pack = library.dc_bf16_pack, library.dc_int8_pack
-        self._bf16_pack.argtypes, self._bf16_pack.restype = [*[_POINTER] * 2, *[_SIZE] * 2], None
-        self._int8_pack.argtypes, self._int8_pack.restype = [*[_POINTER] * 3, *[_SIZE] * 2], None
-        self._bf16_linear, self._int8_linear = library.dc_bf16_linear, library.dc_int8_linear
-        self._bf16_linear.argtypes, self._bf16_linear.restype = [*[_POINTER] * 4, *[_SIZE] * 3], None
-        self._int8_linear.argtypes, self._int8_linear.restype = [*[_POINTER] * 6, *[_SIZE] * 3], None
+        self._library = library
 
     def pack_bf16(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """A linear layer with weights [out, in] in bfloat16."""
         out_size, in_size = weight.shape
-        packed = torch.empty(self._bf16_bytes(out_size, in_size), dtype=torch.uint8)
-        self._bf16_pack(weight.contiguous().data_ptr(), packed.data_ptr(), out_size, in_size)
+        packed = torch.empty(self._library.dc_bf16_packed_bytes(out_size, in_size), dtype=torch.uint8)
+        self._library.dc_bf16_pack(weight.contiguous().data_ptr(), packed.data_ptr(), out_size, in_size)
         start = None if bias is None else self._padded(bias)
 
         def linear(x: Tensor) -> Tensor:
             x = x.contiguous()
             out = x.new_empty(x.shape[0], out_size)
-            self._bf16_linear(
+            self._library.dc_bf16_linear(
                 x.data_ptr(), packed.data_ptr(), None if start is None else start.data_ptr(), out.data_ptr(),
                 x.shape[0], out_size, in_size,
             )  # fmt: skip
@@ -51,15 +39,17 @@ class Panels:
         """A linear layer in int8 from its weights [out, in] in float32 (runtime.ops.int8)."""
         out_size, in_size = weight.shape
         held = int8.quantize(weight)
-        packed = torch.empty(self._int8_bytes(out_size, in_size), dtype=torch.int8)
+        packed = torch.empty(self._library.dc_int8_packed_bytes(out_size, in_size), dtype=torch.int8)
         scale, start = self._padded(held.scale), None if bias is None else self._padded(bias)
         sums = torch.empty(len(scale), dtype=torch.int32)
-        self._int8_pack(held.data.contiguous().data_ptr(), packed.data_ptr(), sums.data_ptr(), out_size, in_size)
+        self._library.dc_int8_pack(
+            held.data.contiguous().data_ptr(), packed.data_ptr(), sums.data_ptr(), out_size, in_size
+        )
 
         def linear(x: Tensor) -> Tensor:
             x = x.contiguous()
             out = x.new_empty(x.shape[0], out_size)
-            self._int8_linear(
+            self._library.dc_int8_linear(
                 x.data_ptr(), packed.data_ptr(), scale.data_ptr(), sums.data_ptr(),
                 None if start is None else start.data_ptr(), out.data_ptr(), x.shape[0], out_size, in_size,
             )  # fmt: skip
@@ -69,6 +59,6 @@ class Panels:
 
     def _padded(self, values: Tensor) -> Tensor:
         """`values` [out] with zeros for the outputs that only fill a panel."""
-        out = torch.zeros(self._outputs(len(values)))
+        out = torch.zeros(self._library.dc_panel_outputs(len(values)))
         out[: len(values)] = values
         return out
