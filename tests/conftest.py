@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("deployctl", deadline=None)
+settings.load_profile("deployctl")
 
 # Small models gain nothing from a second thread, and threads that wait for each other on a busy machine lose a lot.
 # Must be set before torch is imported; the engine under test sets its own number.
