@@ -60,9 +60,10 @@ wishes = st.builds(
 
 @dataclass(frozen=True)
 class Flight:
-    """A step that was computed: its rows and the tokens that the rows which sample have chosen."""
+    """A step that was computed: its rows, the blocks of each, and the tokens that the rows which sample have chosen."""
 
     rows: list[Row]
+    blocks: list[list[int]]
     tokens: list[int]
 
 
@@ -155,7 +156,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def launch(self) -> Flight | None:
         running, waiting = list(self.sched.running), list(self.sched.waiting)
-        preemptions, leaving = self.sched.preemptions, {b for seq in self.sched.leaving for b in seq.blocks}
+        preemptions = self.sched.preemptions
         rows = self.sched.plan()
         if self.flight is None:
             assert bool(rows) == self.sched.has_work
@@ -163,7 +164,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(row.count > 0 for row in rows)
         assert len({row.seq.id for row in rows}) == len(rows) <= self.sched.max_num_seqs
         assert not any(row.seq.unread > 1 for row in rows if row.seq.needs_newest), "it needs its newest token"
-        assert not leaving & {b for seq in self.sched.running.values() for b in seq.blocks}, "blocks in use are reused"
         lost = [name for name in running if name not in self.sched.running]
         assert not (lost and self.flight), "a request in flight was preempted"
         assert lost == running[len(running) - len(lost) :], "not the youngest was preempted"
@@ -173,7 +173,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if running and rows and self.flight is None:
             assert rows[0].seq.id == running[0], "the oldest waits"
         chosen = [token for row in rows if (token := self.compute(row)) is not None]
-        return Flight(rows, chosen) if rows else None
+        return Flight(rows, [list(row.seq.blocks) for row in rows], chosen) if rows else None
 
     def land(self, flight: Flight, broken: int | None) -> None:
         self.sched.apply(flight.rows, flight.tokens)
@@ -191,7 +191,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens = [*seq.tokens, *self.unread(seq)]
         assert row.start + row.count == seq.num_computed <= len(tokens)
         assert row.samples == (row.start + row.count == len(tokens))
-        others = {b for other in self.sched.running.values() if other is not seq for b in other.blocks}
+        users = [(other, other.blocks) for other in self.sched.running.values()]
+        if self.flight is not None:
+            users += zip((row.seq for row in self.flight.rows), self.flight.blocks, strict=True)
+        others = {b for other, blocks in users if other is not seq for b in blocks}
         for at in range(row.start, row.start + row.count):
             block = seq.blocks[at // size]
             assert block not in others, "a shared block is written"
