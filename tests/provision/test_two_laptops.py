@@ -83,6 +83,7 @@ def laptops(pulumi: Path, program: Callable[[str], Path]) -> tuple[Laptop, Lapto
     return one, two
 
 
+@pytest.mark.slow
 def test_what_one_laptop_has_changed_counts_on_the_other_which_knew_it_before(laptops: tuple[Laptop, Laptop]) -> None:
     one, two = laptops
     one.up(max_model_len=4096)

@@ -263,6 +263,7 @@ def test_a_release_of_a_newer_version_changes_nothing_and_says_how_to_start_that
     assert not (machine.state / "releases" / "r2" / "deployment.json").exists()
 
 
+@pytest.mark.slow
 def test_a_release_of_a_newer_version_that_is_kept_does_not_disturb_an_older_agent(machine: Machine) -> None:
     machine.serve("r1")
     kept = machine.state / "releases" / "newer"

@@ -101,6 +101,7 @@ def test_the_agent_takes_the_version_of_a_release_that_it_cannot_read_itself(vm:
         vm.software().overtake(wanted, "why", quiet)
 
 
+@pytest.mark.slow
 def test_a_version_that_cannot_read_its_release_either_does_not_become_the_agents(vm: Vm) -> None:
     before = os.readlink(vm.state / "agent") if (vm.state / "agent").is_symlink() else None
     wheel = make_version(vm.root / "odd", "3.0", 'raise ValueError("nor do I")')
