@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.__main__ import ROOT
 from bench.machine import Machine, describe_machine
 from runtime.engine.blocks import BlockPool
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 
+ROOT = Path(__file__).resolve().parent.parent
 SEATS = 256
 BLOCK = 16  # tokens
 PROMPT, OUTPUT = 128, 64  # tokens
