@@ -72,7 +72,7 @@ def test_steps_that_run_ahead_as_cuda_graphs_give_the_same_tokens(
 def test_no_launch_waits_for_the_device(tmp_path: Path) -> None:
     checkpoints.save("qwen3-moe", tmp_path)
     runner = load(tmp_path, torch.bfloat16)
-    ways = [Sampling(NEW_TOKENS, top_k=5, ignore_eos=True), Sampling(NEW_TOKENS, logprobs=2, min_tokens=2)]
+    ways = [Sampling(NEW_TOKENS, top_k=5, ignore_eos=True), Sampling(NEW_TOKENS, logprobs=2, logit_bias=((3, 1.0),))]
     requests = [([1, 2, 3, n], way) for n in range(3) for way in ways]
     serve(runner, requests, blocks=100, recorded=[1, 2, 4, 8])  # compiles what is compiled at its first launch
     launch = runner.launch
