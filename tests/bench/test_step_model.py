@@ -69,6 +69,12 @@ def closed_loop(load: Load, budget: int) -> list[Step]:
     return steps
 
 
+def seconds_on(kind: str, ranks: int, step: Step, size: str = "32B") -> float:
+    gpu = next(item.gpu for item in INSTANCE_TYPES.values() if item.gpu.kind == kind)
+    part = share_of(spec_of(size), BF16, ranks)
+    return parts_of(part, step, assumed_rates(gpu, None), PEAKS[kind].link).seconds
+
+
 def test_one_rank_reads_what_sizing_says_the_model_weighs() -> None:
     for spec in (DENSE, SPARSE):
         part = share_of(spec, BF16)
@@ -260,6 +266,20 @@ def test_dollars_for_a_million_tokens_are_price_over_rate() -> None:
     assert case.item.price is not None
     tokens_per_hour = case.full.output_tokens_s * 3600
     assert case.usd_per_million == pytest.approx(case.item.price.usd_per_hour / tokens_per_hour * 1_000_000)
+
+
+def test_the_sentences_of_the_page_follow_from_its_tables() -> None:
+    a10 = {case.item.gpu_count: case for case in cases("7B", "none") if case.item.gpu.kind == "A10"}
+    assert 8 * a10[1].full.output_tokens_s > 4 * a10[8].full.output_tokens_s
+    assert a10[1].item.price is not None
+    assert a10[8].item.price is not None
+    assert 8 * a10[1].item.price.usd_per_hour == pytest.approx(a10[8].item.price.usd_per_hour)
+    for kind in ("A100 80GB", "H100"):
+        assert (
+            4 <= seconds_on(kind, 1, row(1151, 1, requests=32)) / seconds_on(kind, 8, row(1151, 1, requests=32)) < 5.5
+        )
+        assert 4.5 < seconds_on(kind, 1, row(0, 1024)) / seconds_on(kind, 8, row(0, 1024)) < 6.5
+    assert seconds_on("L40S", 2, row(0, 1024), "7B") > seconds_on("L40S", 1, row(0, 1024), "7B")
 
 
 def test_the_page_says_what_the_model_says_now() -> None:
