@@ -1,10 +1,13 @@
-"""One measured run: `vllm bench serve`, the peer's own load generator, for both endpoints."""
+"""One measured run: `vllm bench serve`, the peer's own load generator, for every endpoint."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from bench.servers import MODEL, BenchError, Endpoint, peer_environment, tail
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
-RUN_TIMEOUT_S = 900
+RUN_TIMEOUT_S = 600
 WARM_UP = -1  # its repetition number: a short run with prompts of its own, and no part of the result
 
 
@@ -20,7 +23,7 @@ WARM_UP = -1  # its repetition number: a short run with prompts of its own, and 
 class Run:
     """Medians over the requests of one run. Rates in tokens/s, TTFT and TPOT in milliseconds.
 
-    `idle_cpu_s` is what the other endpoint, up but not asked, took of the processor meanwhile.
+    `idle_cpu_s` is what the other endpoints, up but not asked, took of the processor meanwhile.
     """
 
     endpoint: str
@@ -34,52 +37,76 @@ class Run:
     idle_cpu_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """The running load generator, for `model`'s tokenizer; results and its log are in `work`."""
+
+    process: subprocess.Popen[str]
+    model: Path
+    work: Path
+
+    def run(self, words: Sequence[str], key: str) -> None:
+        """Raises BenchError with the end of its log."""
+        assert self.process.stdin
+        assert self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps({"key": key, "words": words}) + "\n")
+            self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], RUN_TIMEOUT_S)
+        if not ready or not self.process.stdout.readline():
+            raise BenchError(f"the load generator failed:\n{tail(log_of(self.work))}")
+
+
+def log_of(work: Path) -> Path:
+    return work / "load.log"
+
+
+@contextlib.contextmanager
+def load_generator(peer: Path, model: Path, work: Path) -> Iterator[Generator]:
+    command = [str(peer / "bin" / "python"), str(Path(__file__).with_name("load_generator.py"))]
+    environment = {**os.environ, **peer_environment("")}
+    environment.pop("PYTHONPATH", None)  # the peer has packages of its own
+    with log_of(work).open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        yield Generator(process, model, work)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def requests_for(streams: int) -> int:
-    """Eight for one stream, four rounds at 8, three at 32: about a minute each on two cores."""
-    return {1: 8, 8: 32, 32: 96}.get(streams, max(8, 4 * streams))
+    """Four for one stream, two rounds otherwise: up to half a minute each on two cores."""
+    return max(4, 2 * streams)
 
 
-def command(endpoint: Endpoint, peer: Path, model: Path, *, streams: int, requests: int, seed: int) -> list[str]:
-    """The load generator's command line, without the name of its result file."""
+def words_for(endpoint: Endpoint, model: Path, result: Path, *, streams: int, requests: int, seed: int) -> list[str]:
+    """The load generator's arguments."""
     return [
-        *(str(peer / "bin" / "vllm"), "bench", "serve", "--backend", "openai", "--base-url", endpoint.url),
-        *("--model", MODEL, "--tokenizer", str(model), "--dataset-name", "random"),
-        *("--random-input-len", str(PROMPT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)),
-        *("--ignore-eos", "--temperature", "0", "--seed", str(seed), "--disable-tqdm"),
-        *("--num-prompts", str(requests), "--max-concurrency", str(streams)),
+        *("--backend", "openai", "--base-url", endpoint.url, "--model", MODEL, "--tokenizer", str(model)),
+        *("--dataset-name", "random", "--random-input-len", str(PROMPT_TOKENS)),
+        *("--random-output-len", str(OUTPUT_TOKENS), "--ignore-eos", "--temperature", "0", "--seed", str(seed)),
+        *("--disable-tqdm", "--num-prompts", str(requests), "--max-concurrency", str(streams)),
+        *("--save-result", "--result-dir", str(result.parent), "--result-filename", result.name),
     ]
 
 
 def measure(
-    endpoint: Endpoint,
-    idle: Endpoint | None,
-    peer: Path,
-    model: Path,
-    work: Path,
-    *,
-    streams: int,
-    repetition: int,
+    generator: Generator, endpoint: Endpoint, idle: Sequence[Endpoint], *, streams: int, repetition: int
 ) -> Run:
     """Loads `endpoint` once. Every repetition has prompts of its own, so that no prefix cache helps.
 
     Raises BenchError when a request fails or an answer is not as long as asked.
     """
-    requests = streams + 1 if repetition == WARM_UP else requests_for(streams)
-    result = work / f"{endpoint.name}-{streams}-{repetition}.json"
-    words = command(endpoint, peer, model, streams=streams, requests=requests, seed=1000 * streams + repetition)
-    before = idle.cpu_seconds() if idle else 0.0
-    done = subprocess.run(
-        [*words, "--save-result", "--result-dir", str(work), "--result-filename", result.name],
-        env={**os.environ, **peer_environment(endpoint.key)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode or not result.exists():
-        raise BenchError(f"the load generator failed on {endpoint.name}:\n{(done.stdout + done.stderr)[-2000:]}")
-    idle_cpu_s = idle.cpu_seconds() - before if idle else 0.0
+    requests = streams if repetition == WARM_UP else requests_for(streams)
+    result = generator.work / f"{endpoint.slug}-{streams}-{repetition}.json"
+    seed = 1000 * streams + repetition
+    words = words_for(endpoint, generator.model, result, streams=streams, requests=requests, seed=seed)
+    before = sum(other.cpu_seconds() for other in idle)
+    generator.run(words, endpoint.key)
+    idle_cpu_s = sum(other.cpu_seconds() for other in idle) - before
     found = json.loads(result.read_text())
     try:
         return read_run(found, endpoint.name, streams, repetition, requests, idle_cpu_s)

@@ -47,6 +47,25 @@ def cpu_seconds(pid: int) -> float:
     return sum(own_cpu_seconds(member) for member in (pid, *children(pid)))
 
 
+def peak_bytes(pid: int) -> int:
+    """The largest resident memory that any one of `pid` and its living descendants ever had (proc(5), VmHWM)."""
+    return max(_high_water(member) for member in (pid, *children(pid)))
+
+
+def available_bytes() -> int:
+    """Memory that new processes can have (proc(5), MemAvailable)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _high_water(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
 def own_cpu_seconds(pid: int) -> float:
     """User + system time of `pid` alone, all its threads; 0 when it has ended."""
     try:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from bench.machine import own_cpu_seconds
+from bench.report import PEER, US
 from bench.servers import Endpoint, our_endpoint, vllm_endpoint
 
 HERE = Path(__file__).resolve().parent
@@ -13,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 def null_endpoint(model: Path, work: Path, script: Path) -> Endpoint:
     """Our server as the supervisor runs it, beside `bench.null_engine`."""
-    endpoint = our_endpoint(model, work)
+    endpoint = our_endpoint(US, model, work)
     folders = [str(work / "release"), str(work / "run")]
     endpoint.commands[1] = [sys.executable, "-m", "bench.null_engine", *folders, str(script)]
     return endpoint
@@ -21,7 +22,7 @@ def null_endpoint(model: Path, work: Path, script: Path) -> Endpoint:
 
 def null_vllm_endpoint(model: Path, work: Path, script: Path, peer: Path) -> Endpoint:
     """`vllm serve` with `bench/null_vllm.py`'s engine process. Its access log is off, as ours is."""
-    endpoint = vllm_endpoint(model, work, peer)
+    endpoint = vllm_endpoint(PEER, model, work / "vllm", peer)
     (command,) = endpoint.commands
     python = [str(peer / "bin" / "python"), str(HERE / "null_vllm.py")]
     endpoint.commands = [[*python, *command[1:], "--disable-uvicorn-access-log"]]

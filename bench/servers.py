@@ -1,4 +1,4 @@
-"""The two endpoints: how each is started, how long it takes to its first token, and how it ends."""
+"""The endpoints: how each is started, how long it takes to its first token, what memory it needs, and how it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.machine import cpu_seconds
+from bench.machine import cpu_seconds, peak_bytes
 from runtime.deployment import (
     ApiKey,
     Deployment,
@@ -28,10 +28,10 @@ from runtime.deployment import (
 )
 
 HOST = "127.0.0.1"
-MODEL = "demo"  # the name that both serve it under
+MODEL = "demo"  # the name that all serve it under
 MAX_MODEL_LEN = 2048  # tokens
 MAX_SEQS = 32
-KV_GIB = 2
+KV_GIB = 1  # for each of four servers, and three times what 32 requests of 192 tokens need
 START_TIMEOUT_S = 600.0  # vLLM compiles for minutes on two cores
 STOP_GRACE_S = 20.0
 
@@ -52,6 +52,11 @@ class Endpoint:
     log: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     first_token_s: float = 0.0
+
+    @property
+    def slug(self) -> str:
+        """The name, for files."""
+        return self.name.replace(" ", "-").lower()
 
     @property
     def url(self) -> str:
@@ -93,6 +98,10 @@ class Endpoint:
     def cpu_seconds(self) -> float:
         return sum(cpu_seconds(process.pid) for process in self.processes)
 
+    def peak_bytes(self) -> int:
+        """Most memory that the largest of its processes, the engine, ever held."""
+        return max(peak_bytes(process.pid) for process in self.processes)
+
     def _answers(self, client: httpx.Client) -> bool:
         body = {"model": MODEL, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
         try:
@@ -115,8 +124,8 @@ class Endpoint:
             raise BenchError(f"{self.name} gave no token in {START_TIMEOUT_S:.0f} s:\n{tail(self.log)}")
 
 
-def our_endpoint(model: Path, work: Path) -> Endpoint:
-    """Server and engine of this checkout, side by side as the supervisor runs them."""
+def our_endpoint(name: str, model: Path, work: Path, quantization: str | None = None) -> Endpoint:
+    """Server and engine of this checkout, side by side as the supervisor runs them. Its files are in `work`."""
     release, run, port, key = work / "release", work / "run", free_port(), secrets.token_hex(16)
     for folder in (release, run):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -127,6 +136,7 @@ def our_endpoint(model: Path, work: Path) -> Endpoint:
         model=ModelSource(source=str(model), served_name=MODEL),
         engine=EngineOptions(
             dtype="float32",
+            quantization=quantization,
             device="cpu",
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=MAX_SEQS,
@@ -141,7 +151,7 @@ def our_endpoint(model: Path, work: Path) -> Endpoint:
     runtime = [sys.executable, "-m", "runtime.cli"]
     folders = ["--release", str(release), "--run", str(run)]
     return Endpoint(
-        name="deployctl",
+        name=name,
         commands=[
             [*runtime, "server", *folders, "--keys", str(keys), "--status", str(work / "status.json")],
             [*runtime, "engine", *folders],
@@ -149,20 +159,21 @@ def our_endpoint(model: Path, work: Path) -> Endpoint:
         environment={},
         port=port,
         key=key,
-        log=work / "deployctl.log",
+        log=work / "log",
     )
 
 
-def vllm_endpoint(model: Path, work: Path, peer: Path) -> Endpoint:
-    """vLLM's CPU server in fp32 with the same limits; what else decides its speed is its own default."""
+def vllm_endpoint(name: str, model: Path, work: Path, peer: Path, dtype: str = "float32") -> Endpoint:
+    """vLLM's CPU server with the same limits; what else decides its speed is its own default."""
     port, key = free_port(), secrets.token_hex(16)
     cores = sorted(os.sched_getaffinity(0))
+    work.mkdir(exist_ok=True)
     return Endpoint(
-        name="vLLM",
+        name=name,
         commands=[
             [
                 *(str(peer / "bin" / "vllm"), "serve", str(model), "--served-model-name", MODEL),
-                *("--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN)),
+                *("--dtype", dtype, "--max-model-len", str(MAX_MODEL_LEN)),
                 *("--max-num-seqs", str(MAX_SEQS), "--host", HOST, "--port", str(port)),
             ]
         ],
@@ -174,7 +185,7 @@ def vllm_endpoint(model: Path, work: Path, peer: Path) -> Endpoint:
         },
         port=port,
         key=key,
-        log=work / "vllm.log",
+        log=work / "log",
     )
 
 
@@ -198,5 +209,8 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def tail(log: Path) -> str:
     """The last lines of a log, for an error."""
-    with log.open(errors="replace") as file:
-        return "".join(file.readlines()[-15:])
+    return tail_of(log.read_text(errors="replace"))
+
+
+def tail_of(text: str) -> str:
+    return "\n".join(text.splitlines()[-15:])

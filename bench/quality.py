@@ -1,0 +1,190 @@
+"""What int8 costs in quality: `python -m bench.quality [FOLDER]`: perplexity, and how often the best token is another.
+
+The text is this repository's own documentation, docs/*.md one after another; the first 8,192 tokens, in windows of 512
+that know nothing of each other. The engine's own decoder and kernels compute the logits of every position, in fp32, in
+int8 as the engine loads it (in the turned basis, runtime/model/basis.py), and in int8 without turning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bench.__main__ import ROOT, demo_model, say, shown
+from bench.machine import Machine, describe_machine, our_versions
+from runtime.model.basis import AS_TRAINED, Basis, Turned
+from runtime.model.checkpoint import Checkpoint, read_model_spec
+from runtime.model.decoder import Decoder, load_decoder
+from runtime.ops.batch import Batch
+from runtime.ops.ops import choose
+
+TOKENS, WINDOW, BLOCK = 8192, 512, 16
+GOAL = 0.01  # of perplexity: below it, `plan` proposes int8 by default on a CPU
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """`agreement`: the share of positions whose most probable token is that of fp32."""
+
+    configuration: str
+    perplexity: float
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that a run found; what its JSON file holds."""
+
+    date: str
+    command: str
+    machine: Machine
+    versions: dict[str, str]
+    model: str
+    positions: int
+    found: list[Quality]
+
+
+@torch.inference_mode()
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    folder = options.model or demo_model()
+    windows = read_windows(folder, options.tokens)
+    report = Report(
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        command=shlex.join(["python", "-m", "bench.quality", *shown(argv)]),
+        machine=describe_machine(ROOT),
+        versions=our_versions(),
+        model="SmolLM2-135M-Instruct (demo)" if options.model is None else options.name or folder.name,
+        positions=sum(len(window) for window in windows),
+        found=measure(folder, windows),
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{report.date}-quality"
+    path.with_suffix(".json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(report))
+    print(table(report.found))
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
+    parser.add_argument("--model", type=Path, help="converted model folder; default: the demo model")
+    parser.add_argument("--name", help="what the page calls the model")
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
+    return parser.parse_args(argv)
+
+
+def read_windows(folder: Path, tokens: int) -> list[Tensor]:
+    """The text's first tokens, in windows; one of a single token, which predicts nothing, is left out."""
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    starts = range(0, min(tokens, len(ids)) - 1, WINDOW)
+    return [torch.tensor(ids[start : min(start + WINDOW, tokens)]) for start in starts]
+
+
+def measure(folder: Path, windows: list[Tensor]) -> list[Quality]:
+    """fp32, then int8 in both bases."""
+    turned = Turned.of(read_model_spec(folder).hidden_size)
+    configurations: list[tuple[str, str | None, Basis]] = [
+        ("fp32", None, AS_TRAINED),
+        ("int8, turned (what the engine does)", "int8", turned),
+        ("int8, not turned", "int8", AS_TRAINED),
+    ]
+    exact: list[Tensor] = []
+    found = []
+    for name, quantization, basis in configurations:
+        say(name)
+        losses, chosen = _score(_load(folder, quantization, basis), windows)
+        exact = exact or chosen
+        same = torch.cat(chosen) == torch.cat(exact)
+        found.append(Quality(name, math.exp(torch.cat(losses).mean().item()), same.float().mean().item()))
+    return found
+
+
+def _load(folder: Path, quantization: str | None, basis: Basis) -> Decoder:
+    return load_decoder(
+        read_model_spec(folder),
+        Checkpoint(folder),
+        choose(CPU, torch.float32, quantization),
+        device=CPU,
+        dtype=torch.float32,
+        max_model_len=WINDOW,
+        basis=basis,
+    )
+
+
+def _score(model: Decoder, windows: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """For each window: the negative log likelihood of every token but its first, and the best token everywhere."""
+    spec = model.spec
+    shape = (2, WINDOW // BLOCK + 1, BLOCK, model.num_kv_heads, spec.head_dim)
+    caches = [torch.zeros(shape) for _ in range(spec.num_layers)]
+    losses, chosen = [], []
+    for window in windows:
+        logits = model.forward(whole(window), caches)
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1], window[1:], reduction="none"))
+        chosen.append(logits.argmax(-1))
+    return losses, chosen
+
+
+def whole(tokens: Tensor) -> Batch:
+    """One prompt that asks for the logits of each of its tokens; its blocks are those after the padding block."""
+    count = len(tokens)
+    numbers = torch.arange(count)
+    return Batch(
+        tokens=tokens,
+        positions=numbers,
+        slots=numbers + BLOCK,
+        starts=torch.tensor([0, count], dtype=torch.int32),
+        contexts=torch.tensor([count], dtype=torch.int32),
+        tables=torch.arange(1, 1 - (-count // BLOCK), dtype=torch.int32)[None],
+        samples=numbers,
+        rows=((count, count),),
+    )
+
+
+def table(found: list[Quality]) -> str:
+    lines = ["| configuration | perplexity | beside fp32 | same best token |", "| --- " * 4 + "|"]
+    base = found[0].perplexity
+    lines += [
+        f"| {one.configuration} | {one.perplexity:.2f} | {100 * (one.perplexity / base - 1):+.2f} % "
+        f"| {100 * one.agreement:.1f} % |"
+        for one in found
+    ]
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
+    loss = report.found[1].perplexity / report.found[0].perplexity - 1
+    verdict = "below" if loss < GOAL else "not below"
+    return f"""# What int8 costs in quality, {report.date}
+
+{report.model}; {report.positions:,} tokens of this repository's docs/*.md as of the commit below, in windows of
+{WINDOW} tokens that know nothing of each other. "Same best token": the share of positions, each after the text's own
+tokens, where the most probable next token is that of fp32; it is what greedy decoding would choose there.
+
+{table(report.found)}
+
+The loss of the engine's int8 is {verdict} {100 * GOAL:.0f} % of perplexity. Load of the machine does not change
+these numbers; its kernels can, by rounding.
+
+- Machine: {report.machine.cpu}; {report.machine.system}.
+- Versions: {versions}; commit {report.machine.commit}.
+- Command: `{report.command}`.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
