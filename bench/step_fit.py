@@ -1,8 +1,8 @@
 """`python -m bench.step_model fit`: steps of the demo model on this CPU, rates that fit them, and what these predict.
 
-The model runs in this process (runtime.engine.runner), without server and scheduler. Rates are fitted to decodes and
-prefills (`FITTED`); steps of other shapes (`HELD_OUT`) show what the fit is worth. Then the load of `make bench`, 128
-tokens in and 64 out, is predicted at each number of streams and set beside the newest measured servers.
+Rates are fitted to decodes and prefills (`FITTED`); steps of other shapes (`HELD_OUT`) show what the fit is worth. Then
+the load of `make bench`, 128 tokens in and 64 out, is predicted at each number of streams, and set beside the engine's
+scheduler and runner in this process, and beside the newest measured servers.
 """
 
 from __future__ import annotations
@@ -12,90 +12,30 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS
+from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS, requests_for
 from bench.machine import Machine, describe_machine
 from bench.peer import default_folder
 from bench.report import QUIET_LOAD, US
-from bench.step_model import (
-    CPU_BF16,
-    CPU_FP32,
-    CPU_INT8,
-    NOTHING,
-    Measured,
-    Rates,
-    Share,
-    Step,
-    fit,
-    parts_of,
-    row,
-    share_of,
-    squared_error,
-)
+from bench.step_cpu import BLOCK_SIZE, FITTED, HELD_OUT, Timed, load_model, measure, serve_in_process
+from bench.step_model import Measured, Rates, Share, Step, fit, parts_of, row, squared_error
 from bench.step_serving import Load, Served, serve
-from runtime.cli import is_busy
-
-if TYPE_CHECKING:
-    from runtime.engine.runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
-BLOCK_SIZE = 16
-STREAMS = (1, 8, 32)
 BUDGET_STEP_S, BUDGET_TOKENS = 1.0, 2048  # as the engine sizes a step on a CPU (runtime.engine.main)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """`requests` alike in one step: `count` tokens each, the last of them number `context`."""
-
-    requests: int
-    count: int
-    context: int
-
-    @property
-    def step(self) -> Step:
-        return row(self.context - self.count, self.count, requests=self.requests)
-
-    def __str__(self) -> str:
-        return f"{self.requests} × {self.count} of {self.context}"
-
-
-Shape = tuple[Rows, ...]
-DECODES = [(Rows(requests, 1, context),) for requests in (1, 2, 4, 8, 16, 32) for context in (64, 160, 512)]
-PREFILLS = [(Rows(1, count, count),) for count in (16, 64, 128, 256)]
-FITTED: list[Shape] = [*DECODES, *PREFILLS]
-HELD_OUT: list[Shape] = [
-    (Rows(12, 1, 200),),
-    (Rows(4, 128, 128),),
-    (Rows(1, 64, 384),),
-    (Rows(7, 1, 160), Rows(1, 128, 128)),
-    (Rows(24, 1, 160), Rows(2, 128, 128)),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """A shape of step and the median of its seconds."""
-
-    shape: str
-    step: Step
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """What `make bench` measured at one number of streams: medians; rates in tokens/s, times in seconds."""
 
-    streams: int
     requests: int
     output_tokens_s: float
     ttft_s: float
@@ -104,11 +44,12 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """None where no server was measured."""
+    """One level of load. `engine` ran in process; `server` is None where none was measured."""
 
+    load: Load
     predicted: Served
-    measured: Server | None
-    streams: int
+    engine: Served
+    server: Server | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +73,7 @@ class Result:
 def main(words: list[str]) -> int:
     options = parse(words)
     machine = describe_machine(ROOT)
-    share, runner = load(options.model or _demo_model(), options.quantization)
+    share, runner = load_model(options.model or _demo_model(), options.quantization)
     times = measure(runner, [*FITTED, *HELD_OUT], options.repeats)
     fitted, held_out = times[: len(FITTED)], times[len(FITTED) :]
     rates = fit(share, [Measured(one.step, one.seconds) for one in fitted])
@@ -150,7 +91,15 @@ def main(words: list[str]) -> int:
         held_out=held_out,
         measured_in=source.name if source else None,
         measured_commit=found.get("machine", {}).get("commit"),
-        comparisons=compare(share, rates, servers),
+        comparisons=[
+            Comparison(
+                load := load_of(streams, servers.get(streams)),
+                predict(share, rates, load),
+                serve_in_process(runner, load, budget_of(share, rates, streams)),
+                servers.get(streams),
+            )
+            for streams in options.streams
+        ],
     )
     text = markdown(result, share)
     print(text, end="")
@@ -164,83 +113,14 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="converted model folder; default: the demo model, converted once")
     parser.add_argument("--quantization", choices=["none", "int8"], default="none", help="as in the spec")
     parser.add_argument("--repeats", type=int, default=7, help="of each shape; the median counts")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32], help="levels of concurrency")
     parser.add_argument("--measured", type=Path, help="JSON file of `make bench`; default: the newest")
     parser.add_argument("--out", type=Path, help="folder for the result's two files; default: none is written")
     return parser.parse_args(words)
 
 
-# ---- measured steps ----
-
-
-def load(folder: Path, quantization: str) -> tuple[Share, Runner]:
-    """The model as the engine would load it, and what its steps cost."""
-    if is_busy(os.getloadavg()[0], len(os.sched_getaffinity(0))):
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the engine has it; read when torch is loaded
-    import torch
-
-    from runtime.engine.runner import Runner
-    from runtime.model.basis import AS_TRAINED, Turned
-    from runtime.model.checkpoint import Checkpoint, read_model_spec
-    from runtime.model.decoder import load_decoder
-    from runtime.ops.cpu_kernels import load_library
-    from runtime.ops.ops import choose
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    spec, device, is_int8 = read_model_spec(folder), torch.device("cpu"), quantization == "int8"
-    longest = max(rows.context for shape in (*FITTED, *HELD_OUT) for rows in shape)
-    model = load_decoder(
-        spec,
-        Checkpoint(folder),
-        choose(device, torch.float32, "int8" if is_int8 else None),
-        device=device,
-        dtype=torch.float32,
-        max_model_len=longest,
-        basis=Turned.of(spec.hidden_size) if is_int8 else AS_TRAINED,
-    )
-    runner = Runner(model, device=device, dtype=torch.float32, block_size=BLOCK_SIZE)
-    runner.allocate(1 + max(sum(map(_blocks, shape)) for shape in (*FITTED, *HELD_OUT)))
-    # As runtime.ops.cpu keeps them: bfloat16 as it is where our kernels can be built.
-    exact = CPU_BF16 if spec.checkpoint_dtype == "bfloat16" and load_library() is not None else CPU_FP32
-    return share_of(spec, CPU_INT8 if is_int8 else exact), runner
-
-
-def measure(runner: Runner, shapes: list[Shape], repeats: int) -> list[Timed]:
-    """All shapes in turn, `repeats` times after one to warm up: what disturbs the machine disturbs all alike."""
-    from runtime.engine import scheduler, sequence
-    from runtime.ipc import Sampling
-
-    def rows_of(shape: Shape) -> list[scheduler.Row]:
-        made: list[scheduler.Row] = []
-        block = 1
-        for rows in shape:
-            for _ in range(rows.requests):
-                request = sequence.Sequence(str(len(made)), [5] * rows.context, Sampling(1, temperature=0.0))
-                count = -(-rows.context // BLOCK_SIZE)
-                request.blocks = list(range(block, block + count))
-                block += count
-                made.append(scheduler.Row(request, rows.context - rows.count, rows.count, samples=True))
-        return made
-
-    steps = [rows_of(shape) for shape in shapes]
-    times: list[list[float]] = [[] for _ in shapes]
-    for repeat in range(repeats + 1):
-        for rows, seconds in zip(steps, times, strict=True):
-            begin = time.perf_counter()
-            runner.step(rows)
-            if repeat:
-                seconds.append(time.perf_counter() - begin)
-    return [
-        Timed(" + ".join(map(str, shape)), sum((rows.step for rows in shape), NOTHING), statistics.median(seconds))
-        for shape, seconds in zip(shapes, times, strict=True)
-    ]
-
-
 def root_error(share: Share, times: list[Timed], rates: Rates) -> float:
     return math.sqrt(squared_error(share, [Measured(one.step, one.seconds) for one in times], rates))
-
-
-def _blocks(rows: Rows) -> int:
-    return rows.requests * -(-rows.context // BLOCK_SIZE)
 
 
 def _demo_model() -> Path:
@@ -257,8 +137,8 @@ def newest_result() -> Path | None:
     return max(RESULTS.glob("*-*-*-cpu.json"), default=None)
 
 
-def read_servers(found: dict[str, object], quantization: str) -> list[Server]:
-    """Our endpoint's runs in a result of `make bench`: those in int8, or the others, by streams."""
+def read_servers(found: dict[str, object], quantization: str) -> dict[int, Server]:
+    """Our endpoint's runs in a result of `make bench`, those in int8 or the others, by their number of streams."""
     runs = found.get("runs", [])
     assert isinstance(runs, list)
     ours = [run for run in runs if US in run["endpoint"] and ("int8" in run["endpoint"]) == (quantization == "int8")]
@@ -266,36 +146,33 @@ def read_servers(found: dict[str, object], quantization: str) -> list[Server]:
     def median(streams: int, key: str) -> float:
         return statistics.median(float(run[key]) for run in ours if run["streams"] == streams)
 
-    return [
-        Server(
-            streams=streams,
+    return {
+        streams: Server(
             requests=int(median(streams, "requests")),
             output_tokens_s=median(streams, "output_tokens_s"),
             ttft_s=median(streams, "ttft_ms") / 1e3,
             tpot_s=median(streams, "tpot_ms") / 1e3,
         )
-        for streams in sorted({run["streams"] for run in ours})
-    ]
+        for streams in {run["streams"] for run in ours}
+    }
 
 
-def compare(share: Share, rates: Rates, servers: list[Server]) -> list[Comparison]:
-    """Each level that was measured, else those of `make bench`."""
-    measured = {server.streams: server for server in servers}
-    found = []
-    for streams in sorted(measured) or STREAMS:
-        server = measured.get(streams)
-        requests = server.requests if server else 2 * streams
-        found.append(Comparison(predict(share, rates, streams, requests), server, streams))
-    return found
+def load_of(streams: int, server: Server | None) -> Load:
+    """As many requests as the server was asked, else as `make bench` asks."""
+    return Load(streams, server.requests if server else requests_for(streams), PROMPT_TOKENS, OUTPUT_TOKENS)
 
 
-def predict(share: Share, rates: Rates, streams: int, requests: int) -> Served:
+def budget_of(share: Share, rates: Rates, streams: int) -> int:
+    """Tokens of a step, as the engine sizes it from the time of a prompt (runtime.engine.main)."""
+    per_token = parts_of(share, row(0, PROMPT_TOKENS), rates).seconds / PROMPT_TOKENS
+    return max(streams, BLOCK_SIZE, min(BUDGET_TOKENS, int(BUDGET_STEP_S / per_token) // BLOCK_SIZE * BLOCK_SIZE))
+
+
+def predict(share: Share, rates: Rates, load: Load) -> Served:
     def seconds(step: Step) -> float:
         return parts_of(share, step, rates).seconds
 
-    per_token = seconds(row(0, PROMPT_TOKENS)) / PROMPT_TOKENS
-    budget = max(BLOCK_SIZE, min(BUDGET_TOKENS, int(BUDGET_STEP_S / per_token) // BLOCK_SIZE * BLOCK_SIZE))
-    return serve(Load(streams, requests, PROMPT_TOKENS, OUTPUT_TOKENS), max(budget, streams), seconds)
+    return serve(load, budget_of(share, rates, load.streams), seconds)
 
 
 # ---- the report ----
@@ -309,7 +186,7 @@ def markdown(result: Result, share: Share) -> str:
         f"| {one.shape} | {1e3 * one.seconds:.1f} | {1e3 * parts_of(share, one.step, rates).seconds:.1f} |"
         for one in result.held_out
     ]
-    source = f"`{result.measured_in}` at commit {result.measured_commit}" if result.measured_in else "none"
+    source = f"`{result.measured_in}` at commit {result.measured_commit or 'unknown'}" if result.measured_in else "none"
     lines = [
         f"# Step model on the CPU, {result.date}, quantization {result.quantization}",
         "" if machine.load_before <= QUIET_LOAD else noise,
@@ -324,25 +201,33 @@ def markdown(result: Result, share: Share) -> str:
         "|---|---|---|",
         *steps,
         "",
-        f"{PROMPT_TOKENS} tokens in, {OUTPUT_TOKENS} out, predicted / measured through the server:",
+        f"{PROMPT_TOKENS} tokens in, {OUTPUT_TOKENS} out: predicted / engine in process / through the server.",
         "",
-        "| streams | tok/s | ratio | TTFT ms | TPOT ms |",
-        "|---|---|---|---|---|",
+        "| streams | tok/s | predicted ÷ engine | predicted ÷ server | TTFT ms | TPOT ms |",
+        "|---|---|---|---|---|---|",
         *map(_row, result.comparisons),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _row(one: Comparison) -> str:
-    said, seen = one.predicted, one.measured
-    if seen is None:
-        said_only = f"{said.output_tokens_s:.1f} / – | – | {1e3 * said.ttft_s:.0f} / – | {1e3 * said.tpot_s:.1f} / –"
-        return f"| {one.streams} | {said_only} |"
-    return (
-        f"| {one.streams} | {said.output_tokens_s:.1f} / {seen.output_tokens_s:.1f} "
-        f"| {said.output_tokens_s / seen.output_tokens_s:.2f} "
-        f"| {1e3 * said.ttft_s:.0f} / {1e3 * seen.ttft_s:.0f} | {1e3 * said.tpot_s:.1f} / {1e3 * seen.tpot_s:.1f} |"
+    found = (one.predicted, one.engine, one.server)
+
+    def cell(value: Callable[[Served | Server], float], form: str) -> str:
+        return " / ".join("–" if each is None else format(value(each), form) for each in found)
+
+    def ratio(other: Served | Server | None) -> str:
+        return "–" if other is None else f"{one.predicted.output_tokens_s / other.output_tokens_s:.2f}"
+
+    cells = (
+        str(one.load.streams),
+        cell(lambda each: each.output_tokens_s, ".1f"),
+        ratio(one.engine),
+        ratio(one.server),
+        cell(lambda each: 1e3 * each.ttft_s, ".0f"),
+        cell(lambda each: 1e3 * each.tpot_s, ".1f"),
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def write(result: Result, text: str, folder: Path) -> None:

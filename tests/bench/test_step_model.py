@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bench import step_fit
+from bench import step_cpu, step_fit
 from bench.step_machines import PCIE4, PEAKS, assumed_rates
 from bench.step_model import (
     BF16,
@@ -200,7 +200,7 @@ def test_a_budget_below_one_token_for_each_stream_is_refused() -> None:
 def test_a_fit_finds_the_rates_that_made_the_steps(blend: float) -> None:
     truth = Rates(bytes_per_s=18e9, flops_per_s=200e9, step_s=0.002, blend=blend)
     part = share_of(DEMO, CPU_BF16)
-    steps = [step for shape in step_fit.FITTED if (step := sum((rows.step for rows in shape), NOTHING))]
+    steps = [step for shape in step_cpu.FITTED if (step := sum((rows.step for rows in shape), NOTHING))]
     measured = [Measured(step, parts_of(part, step, truth).seconds) for step in steps]
     found = fit(part, measured)
     assert squared_error(part, measured, found) < 1e-6
@@ -229,18 +229,17 @@ def test_measured_servers_are_read_by_precision_as_medians() -> None:
 
     runs = [run("deployctl", 10.0), run("deployctl", 30.0), run("deployctl", 20.0)]
     found: dict[str, object] = {"runs": [*runs, run("deployctl int8", 90.0), run("vLLM", 1.0)]}
-    (exact,), (narrow,) = (step_fit.read_servers(found, quantization) for quantization in ("none", "int8"))
+    exact, narrow = (step_fit.read_servers(found, quantization)[8] for quantization in ("none", "int8"))
     assert (exact.output_tokens_s, exact.ttft_s, exact.tpot_s, exact.requests) == (20.0, 0.1, 0.02, 16)
     assert narrow.output_tokens_s == 90.0
 
 
-def test_a_prediction_stands_beside_what_was_measured() -> None:
-    part = share_of(DEMO, CPU_BF16)
-    server = step_fit.Server(streams=8, requests=16, output_tokens_s=50.0, ttft_s=0.5, tpot_s=0.1)
-    (one,) = step_fit.compare(part, Rates(18e9, 200e9, 0.002), [server])
-    assert one.measured == server
-    assert one.predicted.output_tokens_s > 0
-    assert [one.streams for one in step_fit.compare(part, Rates(18e9, 200e9, 0.002), [])] == [1, 8, 32]
+def test_a_prediction_is_for_the_load_that_was_measured() -> None:
+    server = step_fit.Server(requests=40, output_tokens_s=50.0, ttft_s=0.5, tpot_s=0.1)
+    load = step_fit.load_of(8, server)
+    assert (load.streams, load.requests) == (8, 40)
+    assert step_fit.load_of(8, None).requests >= 8
+    assert step_fit.predict(share_of(DEMO, CPU_BF16), Rates(18e9, 200e9, 0.002), load).output_tokens_s > 0
 
 
 def test_every_gpu_of_the_catalog_has_a_peak() -> None:
