@@ -273,6 +273,8 @@ def test_the_sentences_of_the_page_follow_from_its_tables() -> None:
     assert a10[1].item.price is not None
     assert a10[8].item.price is not None
     assert 8 * a10[1].item.price.usd_per_hour == pytest.approx(a10[8].item.price.usd_per_hour)
+    assert 4 * a10[1].full.output_tokens_s > 2 * a10[4].full.output_tokens_s
+    assert (round(1e3 * a10[1].alone.tpot_s), round(1e3 * a10[4].alone.tpot_s)) == (30, 9)
     for kind in ("A100 80GB", "H100"):
         assert (
             4 <= seconds_on(kind, 1, row(1151, 1, requests=32)) / seconds_on(kind, 8, row(1151, 1, requests=32)) < 5.5
