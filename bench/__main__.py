@@ -35,6 +35,7 @@ from bench.report import (
     PEER_FP32,
     PEERS,
     Memory,
+    Other,
     Result,
     findings,
     make_row,
@@ -104,10 +105,12 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> Result:
     model = options.model or demo_model()
     say("measuring the machine's limits")
     limits, weight_bytes = measure_limits_apart(model)
-    others = []
+    others: list[Other] = []
+    problems: list[str] = []
     if options.others:
         say("measuring transformers and llama.cpp")
-        others = measure_others(model, options.llama)
+        others, problems = measure_others(model, options.llama)
+        say("\n".join(problems))
         versions["llama-cpp-python"] = LLAMA_VERSION
     forms = {FP32: form_fp32(limits, weight_bytes), INT8: form_int8(limits)}
     work = work_of(ModelSpec.from_config(json.loads((model / "config.json").read_text())))
@@ -134,6 +137,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> Result:
         memory=memory_of(found.peaks, work.block_weights + work.head_weights, forms),
         rows=[make_row(name, level, found.runs, limit(name, level)) for level in options.streams for name in names],
         others=others,
+        problems=problems,
         runs=found.runs,
     )
 

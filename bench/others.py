@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS
@@ -51,29 +52,40 @@ def make_llama(folder: Path) -> None:
         subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def measure_others(model: Path, llama: Path, repetitions: int = REPETITIONS) -> list[Other]:
-    """Raises BenchError with the end of what a process wrote."""
-    found = [_transformers(model, batch, repetitions) for batch in BATCHES]
-    try:
-        source = gguf_path()
-    except FileNotFoundError as error:
-        raise BenchError(f"llama.cpp needs the demo model's GGUF file: {error}") from None
-    return found + [_llama(source, llama, form, repetitions) for form in FORMATS]
+def measure_others(model: Path, llama: Path, repetitions: int = REPETITIONS) -> tuple[list[Other], list[str]]:
+    """What was measured, and why the rest was not: one that fails costs the others nothing."""
+    tries = [
+        *(partial(run_in_transformers, model, batch, repetitions) for batch in BATCHES),
+        *(partial(run_in_llama, llama, form, repetitions) for form in FORMATS),
+    ]
+    found, problems = [], []
+    for attempt in tries:
+        try:
+            found.append(attempt())
+        except BenchError as error:
+            problems.append(str(error))
+    return found, problems
 
 
-def _transformers(model: Path, batch: int, repetitions: int) -> Other:
+def run_in_transformers(model: Path, batch: int, repetitions: int) -> Other:
+    """Raises BenchError with the end of what the process wrote."""
     command = [sys.executable, "-m", "bench.others", str(model), str(batch), str(repetitions)]
-    times = json.loads(_run(command).stdout)
+    times = json.loads(_run(f"transformers, {batch} together", command).stdout)
     return _other("transformers fp32", FP32, batch, times)
 
 
-def _llama(source: Path, llama: Path, form: str, repetitions: int) -> Other:
+def run_in_llama(llama: Path, form: str, repetitions: int) -> Other:
+    """Raises BenchError with the end of what the process wrote."""
+    try:
+        source = gguf_path()
+    except FileNotFoundError as error:
+        raise BenchError(f"llama.cpp {form} needs the demo model's GGUF file: {error}") from None
     threads = len(os.sched_getaffinity(0))
     command = [str(llama / "bin" / "python"), str(Path(__file__).with_name("llama_run.py")), str(source), form]
     numbers = [str(number) for number in (repetitions, threads, PROMPT_TOKENS, OUTPUT_TOKENS)]
-    done, note = _run([*command, "own", *numbers], may_end_with=SIGILL), ""
+    done, note = _run(f"llama.cpp {form}", [*command, "own", *numbers], may_end_with=SIGILL), ""
     if done.returncode == SIGILL:
-        done = _run([*command, "plain", *numbers])
+        done = _run(f"llama.cpp {form}", [*command, "plain", *numbers])
         note = "its own layout of weights (AMX) ended with SIGILL on this machine, so it ran without"
     return _other(f"llama.cpp {form}", FORMATS[form], 1, json.loads(done.stdout)["times"], note)
 
@@ -90,13 +102,13 @@ def _other(name: str, beside: str, batch: int, times: list[list[float]], note: s
     )
 
 
-def _run(command: list[str], may_end_with: int = 0) -> subprocess.CompletedProcess[str]:
+def _run(name: str, command: list[str], may_end_with: int = 0) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise BenchError(f"not finished in {RUN_TIMEOUT_S} s: {' '.join(command)}") from None
+        raise BenchError(f"{name}: not finished in {RUN_TIMEOUT_S} s") from None
     if done.returncode not in (0, may_end_with):
-        raise BenchError(f"{' '.join(command)} ended with {done.returncode}:\n{tail_of(done.stderr)}")
+        raise BenchError(f"{name}: ended with {done.returncode}: {tail_of(done.stderr)}")
     return done
 
 

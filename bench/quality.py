@@ -59,7 +59,7 @@ class Report:
 def main(argv: list[str]) -> int:
     options = parse(argv)
     folder = options.model or demo_model()
-    windows = read_windows(folder, options.tokens)
+    windows = read_windows(folder, options.text, options.tokens)
     report = Report(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         command=shlex.join(["python", "-m", "bench.quality", *shown(argv)]),
@@ -81,14 +81,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     parser.add_argument("--model", type=Path, help="converted model folder; default: the demo model")
     parser.add_argument("--name", help="what the page calls the model")
+    text = sorted((ROOT / "docs").glob("*.md"))
+    parser.add_argument("--text", type=Path, nargs="+", default=text, help="files; default: docs/*.md")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
     return parser.parse_args(argv)
 
 
-def read_windows(folder: Path, tokens: int) -> list[Tensor]:
+def read_windows(folder: Path, files: list[Path], tokens: int) -> list[Tensor]:
     """The text's first tokens, in windows; one of a single token, which predicts nothing, is left out."""
-    text = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+    text = "\n".join(path.read_text() for path in files)
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
     starts = range(0, min(tokens, len(ids)) - 1, WINDOW)
     return [torch.tensor(ids[start : min(start + WINDOW, tokens)]) for start in starts]

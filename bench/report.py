@@ -83,7 +83,10 @@ class Other:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that a run of the bench found; what its JSON file holds. `decode_limit_ms` is of one token at 1 stream."""
+    """All that a run of the bench found; what its JSON file holds.
+
+    `decode_limit_ms` is of one token at 1 stream; `problems` says which of the other engines failed, and how.
+    """
 
     date: str
     command: str
@@ -96,6 +99,7 @@ class Result:
     memory: dict[str, Memory]
     rows: list[Row]
     others: list[Other]
+    problems: list[str]
     runs: list[Run]
 
 
@@ -225,6 +229,7 @@ def markdown(result: Result) -> str:
     idle = max(run.idle_cpu_s / run.duration_s for run in result.runs)
     noise = f"\n**Not a quiet machine** (load average {machine.load_before} before the run): read ratios only.\n"
     beside = f"\n## Beside other engines\n\n{others_table(result.others, result.rows)}\n" if result.others else ""
+    missing = "".join(f"\nNot measured: {problem}\n" for problem in result.problems)
     found = "\n".join(f"- {line}" for line in findings(result))
     return f"""# Demo model on the CPU, {result.date}
 
@@ -235,7 +240,7 @@ in fp32 and with vLLM's better configuration, int8 with the latter: the one with
 {table(result.rows)}
 
 ![Tokens/s of each endpoint at each number of streams]({result.date}-cpu.png)
-{beside}
+{beside}{missing}
 ## What else was measured
 
 {found}

@@ -54,6 +54,7 @@ def result(load_before: float) -> Result:
         memory={OUR_FP32: Memory(peak=1_500_000_000, weights=200_000_000, kv_pool=1_000_000_000, imports=300_000_000)},
         rows=[make_row(run.endpoint, run.streams, runs, 180.0 if run.endpoint in OURS else None) for run in runs],
         others=[Other("llama.cpp q8_0", INT8, 1, 8.0, 300.0, "without AMX")],
+        problems=["transformers: not finished in 240 s"],
         runs=runs,
     )
 
@@ -143,6 +144,10 @@ def test_another_engine_stands_beside_ours_of_its_precision() -> None:
     shown = others_table(found.others, found.rows)
     assert "2.00×" in shown
     assert "without AMX" in shown
+
+
+def test_the_page_says_which_engine_was_not_measured() -> None:
+    assert "Not measured: transformers: not finished" in markdown(result(load_before=0.1))
 
 
 def test_the_chart_is_a_picture(tmp_path: Path) -> None:
