@@ -35,10 +35,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """`agreement`: the share of positions whose most probable token is that of fp32."""
+    """`loss`: of perplexity, as a share of fp32's; `error` is its standard error, from the differences at each token.
+    `agreement`: the share of positions whose most probable token is that of fp32."""
 
     configuration: str
     perplexity: float
+    loss: float
+    error: float
     agreement: float
 
 
@@ -51,6 +54,7 @@ class Report:
     machine: Machine
     versions: dict[str, str]
     model: str
+    text: str
     positions: int
     found: list[Quality]
 
@@ -66,6 +70,7 @@ def main(argv: list[str]) -> int:
         machine=describe_machine(ROOT),
         versions=our_versions(),
         model="SmolLM2-135M-Instruct (demo)" if options.model is None else options.name or folder.name,
+        text="docs/*.md" if options.text is None else ", ".join(path.name for path in options.text),
         positions=sum(len(window) for window in windows),
         found=measure(folder, windows),
     )
@@ -81,16 +86,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     parser.add_argument("--model", type=Path, help="converted model folder; default: the demo model")
     parser.add_argument("--name", help="what the page calls the model")
-    text = sorted((ROOT / "docs").glob("*.md"))
-    parser.add_argument("--text", type=Path, nargs="+", default=text, help="files; default: docs/*.md")
+    parser.add_argument("--text", type=Path, nargs="+", help="files; default: docs/*.md")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
     return parser.parse_args(argv)
 
 
-def read_windows(folder: Path, files: list[Path], tokens: int) -> list[Tensor]:
+def read_windows(folder: Path, files: list[Path] | None, tokens: int) -> list[Tensor]:
     """The text's first tokens, in windows; one of a single token, which predicts nothing, is left out."""
-    text = "\n".join(path.read_text() for path in files)
+    text = "\n".join(path.read_text() for path in files or sorted((ROOT / "docs").glob("*.md")))
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
     starts = range(0, min(tokens, len(ids)) - 1, WINDOW)
     return [torch.tensor(ids[start : min(start + WINDOW, tokens)]) for start in starts]
@@ -104,15 +108,26 @@ def measure(folder: Path, windows: list[Tensor]) -> list[Quality]:
         ("int8, turned (what the engine does)", "int8", turned),
         ("int8, not turned", "int8", AS_TRAINED),
     ]
-    exact: list[Tensor] = []
+    first: tuple[Tensor, Tensor] | None = None
     found = []
     for name, quantization, basis in configurations:
         say(name)
         losses, chosen = _score(_load(folder, quantization, basis), windows)
-        exact = exact or chosen
-        same = torch.cat(chosen) == torch.cat(exact)
-        found.append(Quality(name, math.exp(torch.cat(losses).mean().item()), same.float().mean().item()))
+        first = first or (losses, chosen)
+        found.append(compare(name, losses, chosen, *first))
     return found
+
+
+def compare(name: str, losses: Tensor, chosen: Tensor, exact_losses: Tensor, exact_chosen: Tensor) -> Quality:
+    """`losses` [N]: negative log likelihoods, in the order of the text; `chosen`: the best tokens."""
+    more = (losses - exact_losses).double()
+    return Quality(
+        configuration=name,
+        perplexity=math.exp(losses.double().mean().item()),
+        loss=math.expm1(more.mean().item()),
+        error=more.std().item() / math.sqrt(len(more)),
+        agreement=(chosen == exact_chosen).double().mean().item(),
+    )
 
 
 def _load(folder: Path, quantization: str | None, basis: Basis) -> Decoder:
@@ -127,8 +142,8 @@ def _load(folder: Path, quantization: str | None, basis: Basis) -> Decoder:
     )
 
 
-def _score(model: Decoder, windows: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """For each window: the negative log likelihood of every token but its first, and the best token everywhere."""
+def _score(model: Decoder, windows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """For all windows: the negative log likelihood of every token but its first, and the best token everywhere."""
     spec = model.spec
     shape = (2, WINDOW // BLOCK + 1, BLOCK, model.num_kv_heads, spec.head_dim)
     caches = [torch.zeros(shape) for _ in range(spec.num_layers)]
@@ -137,7 +152,7 @@ def _score(model: Decoder, windows: list[Tensor]) -> tuple[list[Tensor], list[Te
         logits = model.forward(whole(window), caches)
         losses.append(torch.nn.functional.cross_entropy(logits[:-1], window[1:], reduction="none"))
         chosen.append(logits.argmax(-1))
-    return losses, chosen
+    return torch.cat(losses), torch.cat(chosen)
 
 
 def whole(tokens: Tensor) -> Batch:
@@ -158,9 +173,8 @@ def whole(tokens: Tensor) -> Batch:
 
 def table(found: list[Quality]) -> str:
     lines = ["| configuration | perplexity | beside fp32 | same best token |", "| --- " * 4 + "|"]
-    base = found[0].perplexity
     lines += [
-        f"| {one.configuration} | {one.perplexity:.2f} | {100 * (one.perplexity / base - 1):+.2f} % "
+        f"| {one.configuration} | {one.perplexity:.2f} | {100 * one.loss:+.2f} % ± {100 * one.error:.2f} "
         f"| {100 * one.agreement:.1f} % |"
         for one in found
     ]
@@ -169,13 +183,13 @@ def table(found: list[Quality]) -> str:
 
 def markdown(report: Report) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
-    loss = report.found[1].perplexity / report.found[0].perplexity - 1
-    verdict = "below" if loss < GOAL else "not below"
+    verdict = "below" if report.found[1].loss < GOAL else "not below"
     return f"""# What int8 costs in quality, {report.date}
 
-{report.model}; {report.positions:,} tokens of this repository's docs/*.md as of the commit below, in windows of
-{WINDOW} tokens that know nothing of each other. "Same best token": the share of positions, each after the text's own
-tokens, where the most probable next token is that of fp32; it is what greedy decoding would choose there.
+{report.model}; {report.positions:,} tokens of this repository's {report.text} as of the commit below,
+in windows of {WINDOW} tokens that know nothing of each other. ± is the standard error. "Same best token":
+the share of positions, each after the text's own tokens, where the most probable next token is that of fp32; it is what
+greedy decoding would choose there.
 
 {table(report.found)}
 
