@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,17 @@ def _other(name: str, beside: str, batch: int, times: list[list[float]], note: s
 
 def _run(name: str, command: list[str], may_end_with: int = 0) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
+        # A folder of its own for temporary files: a process that is killed leaves a whole model there.
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "TMPDIR": folder},
+                capture_output=True,
+                text=True,
+                timeout=RUN_TIMEOUT_S,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         raise BenchError(f"{name}: not finished in {RUN_TIMEOUT_S} s") from None
     if done.returncode not in (0, may_end_with):
