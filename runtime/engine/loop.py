@@ -36,6 +36,7 @@ from runtime.ipc import Abort, FinishReason, Heartbeat, Output, Outputs, Submit,
 from runtime.ops.sampling import INVALID, Drawn, Logprobs, Sample
 
 IDLE_POLL_S = 1.0
+LOOKS = 8  # of the watchdog, in the longest that a step may take
 MAX_REASON = 300  # characters of a grammar's failure
 _NO_MEMORY = "the GPU has no memory left for a prompt of this length beside the others; send it again, or a shorter one"
 
@@ -43,31 +44,31 @@ log = logging.getLogger("engine")
 
 
 class Watchdog:
-    """Ends the process when `beat` is not called for `limit_s` while a step is under way."""
+    """Ends the process when a step takes over `limit_s`.
+
+    It counts its own looks, not the clock: a process that was stopped, or whose machine stood still, has not hung.
+    """
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
-        self._deadline: float | None = None
+        self._turn = 0  # odd while a step is under way
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def begin(self) -> None:
-        self._deadline = time.monotonic() + self.limit_s
+        self._turn += 1
 
     def end(self) -> None:
-        self._deadline = None
+        self._turn += 1
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(min(1.0, self.limit_s / 4))
-            deadline = self._deadline
-            if deadline is not None and time.monotonic() > deadline:
-                print(
-                    f"error: a step took over {self.limit_s:.0f} s: the engine hangs",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                faulthandler.dump_traceback(all_threads=True)
-                os._exit(CRASHED)
+        seen = looks = 0
+        while looks < LOOKS:
+            time.sleep(self.limit_s / LOOKS)
+            looks = looks + 1 if self._turn == seen and seen % 2 else 0
+            seen = self._turn
+        print(f"error: a step took over {self.limit_s:.0f} s: the engine hangs", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(CRASHED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,53 @@
+"""The watchdog ends an engine that hangs in a step, and none that was stopped in one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+from runtime.engine.exits import CRASHED
+
+PROGRAM = """
+import sys, time
+from runtime.engine.loop import Watchdog
+watchdog = Watchdog(float(sys.argv[1]))
+watchdog.begin()
+print("in a step", flush=True)
+sys.stdin.readline()
+watchdog.end()
+print("stepped", flush=True)
+sys.stdin.readline()
+"""
+
+
+def engine(limit_s: float) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(limit_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in a step\n"
+    return process
+
+
+def test_a_step_without_an_end_ends_the_process_with_its_stack() -> None:
+    process = engine(0.2)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == CRASHED
+    assert "the engine hangs" in said
+    assert 'File "<string>"' in said
+
+
+def test_a_process_that_was_stopped_in_a_step_goes_on() -> None:
+    limit_s = 4.0
+    process = engine(limit_s)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(limit_s + 0.5)  # that time passes is what is tested
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate("\n\n", timeout=60)
+    assert (process.returncode, said) == (0, "stepped\n")
