@@ -37,8 +37,8 @@ def engine(limit_s: float) -> subprocess.Popen[str]:
 
 def test_a_step_without_an_end_ends_the_process_with_its_stack() -> None:
     process = engine(0.2)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == CRASHED
+    assert process.wait(timeout=60) == CRASHED
+    _, said = process.communicate()
     assert "the engine hangs" in said
     assert 'File "<string>"' in said
 
