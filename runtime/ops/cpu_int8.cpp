@@ -1,6 +1,8 @@
 // Linear layers in int8 behind a C ABI; called by cpu_panels.py, defined by runtime/ops/int8.py.
 //
-//     y[t][o] = (Σ_k q[t][k] · w[o][k]) · scale[t] · w_scale[o] + bias[o]        the sum in int32, so exact in any order
+//     y[t][o] = (Σ_k q[t][k] · w[o][k] + Σ_k f[t][k] · w[o][k] / FINE) · scale[t] · w_scale[o] + bias[o]
+//
+// The sums are in int32, so exact in any order. q are the coarse, f the fine parts of a token.
 //
 // Layout: cpu_panels.h with groups of 4 inputs. One group is one step of AVX-512's dot product (VNNI); AVX2 widens a quarter
 // of it to int16.
@@ -12,23 +14,23 @@
 namespace {
 
 constexpr int64_t GROUP = 4, STEP = 64;  // inputs: of a group, of a tile
+constexpr float FINE = 254.0f;           // fine steps in a coarse one
 
 struct Layer {
   const int8_t* packed;
   const float *w_scale, *bias;  // [panels · 16]; bias may be null
   const int32_t* w_sum;         // [panels · 16]: Σ_k w[o][k]
   int64_t out, depth;           // depth: inputs with their padding
+  bool adds;                    // to what y holds
 };
 
 // y[0 .. columns) of one row and panel from its 16 sums.
 void finish(const Layer& l, int64_t panel, const int32_t* sums, float scale, float* y) {
   const int64_t first = panel * PANEL, columns = std::min(PANEL, l.out - first);
   const float* s = l.w_scale + first;
-  if (l.bias == nullptr) {
-    for (int64_t c = 0; c < columns; ++c) y[first + c] = float(sums[c]) * (scale * s[c]);
-  } else {
-    const float* b = l.bias + first;
-    for (int64_t c = 0; c < columns; ++c) y[first + c] = float(sums[c]) * (scale * s[c]) + b[c];
+  for (int64_t c = 0; c < columns; ++c) {
+    const float value = float(sums[c]) * (scale * s[c]), start = l.bias == nullptr ? 0.0f : l.bias[first + c];
+    y[first + c] = value + (l.adds ? y[first + c] : start);
   }
 }
 
@@ -43,9 +45,10 @@ void finish_unsigned(const Layer& l, int64_t panel, __m512i sums, float scale, f
   const __m512i exact = _mm512_sub_epi32(sums, _mm512_slli_epi32(_mm512_loadu_si512(l.w_sum + first), 7));
   const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_loadu_ps(l.w_scale + first));
   __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), factor);
+  const __mmask16 mask = __mmask16((1u << std::min(PANEL, l.out - first)) - 1);
   if (l.bias != nullptr) value = _mm512_add_ps(value, _mm512_loadu_ps(l.bias + first));
-  const int64_t columns = std::min(PANEL, l.out - first);
-  _mm512_mask_storeu_ps(y + first, __mmask16((1u << columns) - 1), value);
+  if (l.adds) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y + first));
+  _mm512_mask_storeu_ps(y + first, mask, value);
 }
 
 inline int32_t four(const Quant* x) {
@@ -207,7 +210,7 @@ void pair_of_panels(const Layer& l, int64_t pair, int64_t rows, const Quant* x, 
 }
 
 // The scale of a row is its absolute maximum over 127; of a row that is not finite, NaN, so that this is seen in the result.
-float quantize_row(const float* x, int64_t size, int64_t depth, Quant* q) {
+float quantize_row(const float* x, int64_t size, int64_t depth, Quant* coarse, Quant* fine) {
   float largest = 0.0f, poison = 0.0f;
 #pragma omp simd reduction(max : largest) reduction(+ : poison)
   for (int64_t k = 0; k < size; ++k) {
@@ -216,8 +219,13 @@ float quantize_row(const float* x, int64_t size, int64_t depth, Quant* q) {
   }
   const float scale = largest / 127.0f, inverse = largest > 0.0f && poison == 0.0f ? 127.0f / largest : 0.0f;
 #pragma omp simd
-  for (int64_t k = 0; k < size; ++k) q[k] = Quant(int32_t(std::nearbyint(x[k] * inverse)) + OFFSET);
-  std::fill(q + size, q + depth, Quant(OFFSET));
+  for (int64_t k = 0; k < size; ++k) {
+    const float value = x[k] * inverse, whole = std::nearbyint(value);
+    coarse[k] = Quant(int32_t(whole) + OFFSET);
+    fine[k] = Quant(int32_t(std::nearbyint((value - whole) * FINE)) + OFFSET);
+  }
+  std::fill(coarse + size, coarse + depth, Quant(OFFSET));
+  std::fill(fine + size, fine + depth, Quant(OFFSET));
   return scale + poison;
 }
 
@@ -244,19 +252,25 @@ void dc_int8_pack(const int8_t* weight, int8_t* packed, int32_t* w_sum, int64_t 
 void dc_int8_linear(const float* x, const int8_t* packed, const float* w_scale, const int32_t* w_sum, const float* bias,
                     float* y, int64_t rows, int64_t out, int64_t in) {
   const int64_t depth = padded(in, STEP), pairs = panel_outputs(out) / (2 * PANEL);
-  const int64_t block = std::min(rows, row_block(depth * int64_t(sizeof(Quant))));
-  const Layer l{packed, w_scale, bias, w_sum, out, depth};
-  std::vector<Quant> quantized(size_t(block * depth));
-  std::vector<float> scales(static_cast<size_t>(block));
-  Quant* q = quantized.data();
-  float* scale = scales.data();
+  const int64_t block = std::min(rows, row_block(2 * depth * int64_t(sizeof(Quant))));
+  const Layer whole{packed, w_scale, bias, w_sum, out, depth, false}, rest{packed, w_scale, nullptr, w_sum, out, depth, true};
+  std::vector<Quant> quantized(size_t(2 * block * depth));
+  std::vector<float> scales(static_cast<size_t>(2 * block));
+  Quant *coarse = quantized.data(), *fine = coarse + block * depth;
+  float *scale = scales.data(), *fine_scale = scale + block;
 #pragma omp parallel if (rows * out * depth > PARALLEL_MACS)
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < count; ++r) scale[r] = quantize_row(x + (first + r) * in, in, depth, q + r * depth);
+    for (int64_t r = 0; r < count; ++r) {
+      scale[r] = quantize_row(x + (first + r) * in, in, depth, coarse + r * depth, fine + r * depth);
+      fine_scale[r] = scale[r] / FINE;
+    }
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < pairs; ++p) pair_of_panels(l, p, count, q, scale, y + first * out);
+    for (int64_t p = 0; p < pairs; ++p) {
+      pair_of_panels(whole, p, count, coarse, scale, y + first * out);
+      pair_of_panels(rest, p, count, fine, fine_scale, y + first * out);  // the panels are in the cache now
+    }
   }
 }
 
