@@ -58,7 +58,8 @@ def form_fp32(limits: Limits, weight_bytes: int) -> Form:
 
 
 def form_int8(limits: Limits) -> Form:
-    """W8A8. int8 units are never slower than those for bf16, whatever torch's own int8 product makes of them."""
+    """Weights of 8 bits, as if each met an activation once. int8 units are never slower than those for bf16, whatever
+    torch's own int8 product makes of them."""
     return Form(INT8, max(limits.int8_gflop_s, limits.bf16_gflop_s, limits.fp32_gflop_s))
 
 
