@@ -177,7 +177,7 @@ def run_engine(shape: Shape, device: torch.device, dtype: str, load: Load, began
             rest = total - free - weights - pool * runner.kv_bytes_per_block
         return EngineRun(
             ops=ops.name,
-            start_s=round(start_s, 1),
+            start_s=round(start_s, 3),
             single_tokens_s=single_stream(loop, spec, load),
             streams_tokens_s=many_streams(loop, spec, load),
             prefill_tokens_s=prefill(loop, spec, load),
