@@ -1,8 +1,8 @@
 """What int8 costs in quality: `python -m bench.quality [FOLDER]`: perplexity, and how often the best token is another.
 
 The text is this repository's own documentation, docs/*.md one after another; the first 8,192 tokens, in windows of 512
-that know nothing of each other. The engine's own decoder and kernels compute the logits of every position, in fp32, in
-int8 as the engine loads it (in the turned basis, runtime/model/basis.py), and in int8 without turning.
+that know nothing of each other. The engine's own decoder and kernels compute the logits of every position, in fp32 and
+in int8.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from bench.__main__ import ROOT, demo_model, say, shown
 from bench.machine import Machine, describe_machine, our_versions
-from runtime.model.basis import AS_TRAINED, Basis, Turned
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import Decoder, load_decoder
 from runtime.ops.batch import Batch
@@ -101,18 +100,12 @@ def read_windows(folder: Path, files: list[Path] | None, tokens: int) -> list[Te
 
 
 def measure(folder: Path, windows: list[Tensor]) -> list[Quality]:
-    """fp32, then int8 in both bases."""
-    turned = Turned.of(read_model_spec(folder).hidden_size)
-    configurations: list[tuple[str, str | None, Basis]] = [
-        ("fp32", None, AS_TRAINED),
-        ("int8, turned (what the engine does)", "int8", turned),
-        ("int8, not turned", "int8", AS_TRAINED),
-    ]
+    """fp32, then int8."""
     first: tuple[Tensor, Tensor] | None = None
     found = []
-    for name, quantization, basis in configurations:
+    for name, quantization in (("fp32", None), ("int8", "int8")):
         say(name)
-        losses, chosen = _score(_load(folder, quantization, basis), windows)
+        losses, chosen = _score(_load(folder, quantization), windows)
         first = first or (losses, chosen)
         found.append(compare(name, losses, chosen, *first))
     return found
@@ -130,7 +123,7 @@ def compare(name: str, losses: Tensor, chosen: Tensor, exact_losses: Tensor, exa
     )
 
 
-def _load(folder: Path, quantization: str | None, basis: Basis) -> Decoder:
+def _load(folder: Path, quantization: str | None) -> Decoder:
     return load_decoder(
         read_model_spec(folder),
         Checkpoint(folder),
@@ -138,7 +131,6 @@ def _load(folder: Path, quantization: str | None, basis: Basis) -> Decoder:
         device=CPU,
         dtype=torch.float32,
         max_model_len=WINDOW,
-        basis=basis,
     )
 
 
@@ -193,7 +185,7 @@ greedy decoding would choose there.
 
 {table(report.found)}
 
-The loss of the engine's int8 is {verdict} {100 * GOAL:.0f} % of perplexity. Load of the machine does not change
+The loss of int8 is {verdict} {100 * GOAL:.0f} % of perplexity. Load of the machine does not change
 these numbers; its kernels can, by rounding.
 
 - Machine: {report.machine.cpu}; {report.machine.system}.

@@ -65,7 +65,6 @@ def load_model(folder: Path, quantization: str) -> tuple[Share, Runner]:
     import torch
 
     from runtime.engine.runner import Runner
-    from runtime.model.basis import AS_TRAINED, Turned
     from runtime.model.checkpoint import Checkpoint, read_model_spec
     from runtime.model.decoder import load_decoder
     from runtime.ops.cpu_kernels import load_library
@@ -81,7 +80,6 @@ def load_model(folder: Path, quantization: str) -> tuple[Share, Runner]:
         device=device,
         dtype=torch.float32,
         max_model_len=longest,
-        basis=Turned.of(spec.hidden_size) if is_int8 else AS_TRAINED,
     )
     runner = Runner(model, device=device, dtype=torch.float32, block_size=BLOCK_SIZE)
     runner.allocate(1 + max(sum(map(_blocks, shape)) for shape in (*FITTED, *HELD_OUT)))

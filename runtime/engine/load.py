@@ -17,7 +17,6 @@ from runtime.engine.channel import Channel
 from runtime.engine.exits import ConfigError
 from runtime.engine.readahead import ReadAhead
 from runtime.engine.runner import Runner
-from runtime.model.basis import AS_TRAINED, Turned
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import load_decoder
 from runtime.model.group import Group
@@ -105,12 +104,10 @@ def load_runner(
     checkpoint = Checkpoint(folder, device)
     total, begin = sum(file.stat().st_size for file in checkpoint.files), time.monotonic()
     ops = choose(device, dtype, options.quantization)
-    basis = Turned.of(release.spec.hidden_size) if options.quantization == "int8" else AS_TRAINED
     ahead = ReadAhead(checkpoint.files, group)
     checkpoint.on_bytes = _Progress(total, on_share, ahead).add
-    longest = options.max_model_len
     model = load_decoder(
-        release.spec, checkpoint, ops, device=device, dtype=dtype, max_model_len=longest, group=group, basis=basis
+        release.spec, checkpoint, ops, device=device, dtype=dtype, max_model_len=options.max_model_len, group=group
     )
     log.info("loaded %s: %s, %s ops, %s", folder.name, release.spec.family, ops.name, options.dtype)
     seconds = max(time.monotonic() - begin, 1e-3)

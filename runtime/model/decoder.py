@@ -18,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.model.basis import AS_TRAINED, Basis
 from runtime.model.checkpoint import Checkpoint, Columns, Part, Rows
 from runtime.model.group import ALONE, Group, Share
 from runtime.model.matrix import Matrices, Piece
 from runtime.model.rope import rope_table
 from runtime.model_spec import ModelSpec, MoeSpec
 from runtime.ops.batch import Batch
-from runtime.ops.fp8 import Weight
 from runtime.ops.ops import Linear, Ops, as_is
 
 Mlp = Callable[[Tensor], Tensor]
@@ -98,7 +96,6 @@ def load_decoder(
     dtype: torch.dtype,
     max_model_len: int,
     group: Group = ALONE,
-    basis: Basis = AS_TRAINED,
 ) -> Decoder:
     """Streams this rank's share of the checkpoint into a Decoder: beside the weights so far, memory holds one layer's
     newest matrix.
@@ -106,7 +103,7 @@ def load_decoder(
     Raises CheckpointError when a tensor is missing, has another shape, or has no place in the model.
     """
     matrices = Matrices(checkpoint, device, dtype, hold=ops.hold if spec.quantization is None else as_is)
-    load = _Loader(spec, checkpoint, ops, device, dtype, group, Share.of(spec, group), matrices, basis)
+    load = _Loader(spec, checkpoint, ops, device, dtype, group, Share.of(spec, group), matrices)
     embedding = load.vocabulary("model.embed_tokens.weight")
     layers = [load.layer(f"model.layers.{i}.") for i in range(spec.num_layers)]
     final_norm = load.take("model.norm.weight", spec.hidden_size)
@@ -115,9 +112,9 @@ def load_decoder(
         spec,
         ops,
         layers,
-        embed=load.lookup(basis.rows(embedding)),
-        final_norm=basis.gain(final_norm),
-        head=load.logits(basis.reader(head, final_norm)),
+        embed=load.lookup(embedding),
+        final_norm=final_norm,
+        head=load.logits(head),
         num_kv_heads=load.share.num_kv_heads,
         max_model_len=max_model_len,
     )
@@ -137,7 +134,6 @@ class _Loader:
     group: Group
     share: Share
     matrices: Matrices
-    basis: Basis
 
     def take(self, name: str, *shape: int, part: Part | None = None) -> Tensor:
         return self.checkpoint.take(name, shape, self.dtype, part).to(self.device)
@@ -154,18 +150,16 @@ class _Loader:
         if spec.qk_norm:
             dim = spec.head_dim
             qk_norms = (self.take(attn + "q_norm.weight", dim), self.take(attn + "k_norm.weight", dim))
-        input_norm = self.take(prefix + "input_layernorm.weight", hidden)
-        mlp_norm = self.take(prefix + "post_attention_layernorm.weight", hidden)
         return Layer(
-            input_norm=self.basis.gain(input_norm),
-            qkv=self._shared_outputs(parts, input_norm, bias=spec.qkv_bias),
+            input_norm=self.take(prefix + "input_layernorm.weight", hidden),
+            qkv=self._shared_outputs(parts, hidden, bias=spec.qkv_bias),
             qk_norms=qk_norms,
             o=self.group.reduced(self._shared_inputs(attn + "o_proj", spec.q_size, self.share.q, bias=spec.o_bias)),
-            mlp_norm=self.basis.gain(mlp_norm),
+            mlp_norm=self.take(prefix + "post_attention_layernorm.weight", hidden),
             mlp=self.group.reduced(
-                self._moe(spec.moe, prefix + "mlp.", mlp_norm)
+                self._moe(spec.moe, prefix + "mlp.")
                 if spec.moe
-                else self._mlp(prefix + "mlp.", spec.intermediate_size, self.share.inner, mlp_norm)
+                else self._mlp(prefix + "mlp.", spec.intermediate_size, self.share.inner)
             ),
         )
 
@@ -189,37 +183,36 @@ class _Loader:
 
         return self.group.reduced(own_rows)
 
-    def logits(self, head: Weight) -> Linear:
+    def logits(self, head: Tensor) -> Linear:
         """[S, H] → [S, V] on rank 0, without the padding of the vocabulary."""
         own = self.ops.pack_linear(head, None)
         if self.group.size == 1:
             return own
         return lambda x: self.group.gather(own(x))[:, : self.spec.vocab_size]
 
-    def _shared_outputs(self, parts: list[tuple[str, int, range]], norm: Tensor, *, bias: bool) -> Linear:
-        """Layers [(name, rows, rows of this rank)] in one, from the stream after the RMSNorm with weights `norm`."""
-        weight = self.matrices.read([Piece(name, (rows, len(norm)), Rows(span)) for name, rows, span in parts])
+    def _shared_outputs(self, parts: list[tuple[str, int, range]], in_size: int, *, bias: bool) -> Linear:
+        """Layers [(name, rows, rows of this rank)] in one."""
+        weight = self.matrices.read([Piece(name, (rows, in_size), Rows(span)) for name, rows, span in parts])
         biases = [self.take(name + ".bias", rows, part=Rows(span)) for name, rows, span in parts] if bias else []
-        return self.ops.pack_linear(self.basis.reader(weight, norm), torch.cat(biases) if bias else None)
+        return self.ops.pack_linear(weight, torch.cat(biases) if bias else None)
 
     def _shared_inputs(self, name: str, in_size: int, span: range, *, bias: bool) -> Linear:
         """A layer back to the hidden size, to be summed over the ranks: one of them adds the bias."""
         hidden = self.spec.hidden_size
         weight = self.matrices.read([Piece(name, (hidden, in_size), Columns(span))])
-        added = self.basis.rows(self.take(f"{name}.bias", hidden)) if bias else None
-        return self.ops.pack_linear(self.basis.writer(weight), added if self.group.rank == 0 else None)
+        added = self.take(f"{name}.bias", hidden) if bias else None
+        return self.ops.pack_linear(weight, added if self.group.rank == 0 else None)
 
-    def _mlp(self, prefix: str, inner: int, span: range, norm: Tensor) -> Mlp:
+    def _mlp(self, prefix: str, inner: int, span: range) -> Mlp:
         parts = [(prefix + name, inner, span) for name in ("gate_proj", "up_proj")]
-        gate_up = self._shared_outputs(parts, norm, bias=self.spec.mlp_bias)
+        gate_up = self._shared_outputs(parts, self.spec.hidden_size, bias=self.spec.mlp_bias)
         down = self._shared_inputs(prefix + "down_proj", inner, span, bias=self.spec.mlp_bias)
         silu_mul = self.ops.silu_mul
         return lambda x: down(silu_mul(gate_up(x)))
 
-    def _moe(self, moe: MoeSpec, prefix: str, norm: Tensor) -> Mlp:
+    def _moe(self, moe: MoeSpec, prefix: str) -> Mlp:
         hidden, inner, own = self.spec.hidden_size, moe.intermediate_size, self.share.experts
-        gate = self.take(prefix + "gate.weight", moe.num_experts, hidden)
-        router = self.ops.pack_router(self.basis.reader(gate, norm), None)
+        router = self.ops.pack_router(self.take(prefix + "gate.weight", moe.num_experts, hidden), None)
 
         def pieces(number: int, names: tuple[str, ...], rows: int, columns: int) -> list[Piece]:
             return [Piece(f"{prefix}experts.{number}.{name}", (rows, columns), Rows(range(rows))) for name in names]
@@ -229,6 +222,5 @@ class _Loader:
         for number in set(range(moe.num_experts)) - set(own):
             for name in ("gate_proj", "up_proj", "down_proj"):
                 self.matrices.leave(f"{prefix}experts.{number}.{name}")
-        experts = self.ops.pack_experts(self.basis.reader(gate_up, norm), self.basis.writer(down), own.start)
-        route = self.ops.route
+        experts, route = self.ops.pack_experts(gate_up, down, own.start), self.ops.route
         return lambda x: experts(x, *route(router(x), moe.top_k, moe.norm_topk_prob))
