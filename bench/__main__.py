@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
-import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,12 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.chart import draw
+from bench.demo_model import demo_model
 from bench.limits import Form, Limits, decode_limit_ms, form_fp32, form_int8, output_limit, work_of
 from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS, WARM_UP, Generator, Run, load_generator, measure
 from bench.machine import available_bytes, describe_machine, our_versions
 from bench.others import VERSION as LLAMA_VERSION
 from bench.others import llama_folder, make_llama, measure_others
-from bench.peer import VERSION, default_folder, is_made, make_peer
+from bench.output import RESULTS, ROOT, command_line, save, say, today
+from bench.peer import VERSION, is_made, make_peer, peer_folder
 from bench.plan import expected_minutes
 from bench.report import (
     FP32,
@@ -46,9 +45,7 @@ from bench.report import (
 from bench.servers import KV_GIB, BenchError, Endpoint, our_endpoint, vllm_endpoint
 from runtime.model_spec import ModelSpec
 
-ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
-FOLDERS = ("--peer", "--model", "--out", "--llama")  # options that name a folder of this machine
 NEEDED_GIB = {FP32: 2.0, INT8: 2.0, PEER_FP32: 4.0, PEER_BF16: 4.0}  # of each server's processes together
 IMPORTS = "import torch; print(next(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"
 
@@ -74,7 +71,9 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     if not options.only:  # a run of some endpoints is a smoke test and leaves nothing
-        save(result, options.out)
+        name = f"{result.date}-cpu"
+        save(options.out, name, markdown(result), asdict(result))
+        draw(result, options.out / f"{name}.png")
     beside = ["", others_table(result.others, result.rows)] if result.others else []
     print("\n".join([table(result.rows), *beside, "", *findings(result)]))
     return 0
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--peer", type=Path, default=_peer_folder(), help="vLLM's virtual environment; made if absent")
+    parser.add_argument("--peer", type=Path, default=peer_folder(), help="vLLM's virtual environment; made if absent")
     parser.add_argument("--model", type=Path, help="converted model folder; default: the demo model, converted once")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32], help="levels of concurrency")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -90,7 +89,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--others", action="store_true", help="transformers and llama.cpp too (demo model only)")
     parser.add_argument("--llama", type=Path, default=llama_folder(), help="llama.cpp's environment; made if absent")
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], help="measure these alone; saves nothing")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     return parser.parse_args(argv)
 
 
@@ -123,8 +122,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> Result:
         return output_limit(work, limits, form, prompt=PROMPT_TOKENS, output=OUTPUT_TOKENS, streams=streams)
 
     return Result(
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=shlex.join(["python", "-m", "bench", *shown(argv)]),
+        date=today(),
+        command=command_line("bench", argv),
         machine=machine,
         versions=versions,
         limits=limits,
@@ -227,48 +226,6 @@ def measure_limits_apart(model: Path) -> tuple[Limits, int]:
         raise BenchError(f"the limits could not be measured:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout)
     return Limits(**found["limits"]), int(found["weight_bytes"])
-
-
-def demo_model() -> Path:
-    folder = default_folder().parent / "demo-model-bfloat16"  # before, it was kept in float32
-    done = subprocess.run(
-        [sys.executable, "-m", "runtime.model.demo", str(folder)], stdout=sys.stderr, check=False, cwd=ROOT
-    )
-    if done.returncode:
-        raise BenchError("the demo model could not be converted; see above")
-    return folder
-
-
-def save(result: Result, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.date}-cpu"
-    path.with_suffix(".json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
-    draw(result, path.with_suffix(".png"))
-    say(f"written: {path}.md, .png and .json")
-
-
-def shown(words: Sequence[str]) -> list[str]:
-    """The command line without folders of this machine: they say nothing to a reader."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip or word.startswith(tuple(f"{name}=" for name in FOLDERS)):
-            skip = False
-        elif word in FOLDERS:
-            skip = True
-        else:
-            kept.append(word)
-    return kept
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _peer_folder() -> Path:
-    given = os.environ.get("DEPLOYCTL_BENCH_PEER")
-    return Path(given) if given else default_folder()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ Each part is a process of its own: it has the GPU's memory for itself, and one t
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -20,13 +17,12 @@ from typing import TypeVar
 
 import msgspec
 
-from bench.__main__ import shown
 from bench.gpu_models import SHAPES, TINY_SHAPES
 from bench.gpu_report import ModelResult, Report, SuiteRun, markdown
 from bench.gpu_runs import LOAD, TINY_LOAD, EngineRun, GpuLimits, PeerRun, math_dtype
 from bench.machine import describe_machine, our_versions
+from bench.output import RESULTS, ROOT, command_line, save, say, today
 
-ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 510.0  # of all parts; what does not fit any more is left out, and the report says so
 TESTS_S = 120.0
 PART_S = 120.0
@@ -59,8 +55,8 @@ def main(argv: list[str]) -> int:
         for shape in shapes
     ]
     report = Report(
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=shlex.join(["python", "-m", "bench.gpu", *shown(argv)]),
+        date=today(),
+        command=command_line("bench.gpu", argv),
         machine=describe_machine(ROOT),
         versions=our_versions(),
         dtype=math_dtype(options.device),
@@ -80,7 +76,7 @@ def main(argv: list[str]) -> int:
     text = markdown(report)
     print(text)
     if not options.tiny:
-        save(report, text, options.out)
+        save(options.out, f"gpu-{report.date}", text, asdict(report))
     return int(bool(report.problems) or any(not test.passed for test in tests))
 
 
@@ -89,7 +85,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes; prints the report and saves nothing")
     parser.add_argument("--skip-tests", action="store_true", help="only the measurements")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the report")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report")
     return parser.parse_args(argv)
 
 
@@ -136,17 +132,6 @@ def run_part(clock: Clock, kind: type[Found], part: str, options: argparse.Names
         say(done.stderr[-3000:])
         return f"{title}: {(done.stderr.strip().splitlines() or ['ended without a word'])[-1]}"
     return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=kind)
-
-
-def save(report: Report, text: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"gpu-{report.date}.md").write_text(text)
-    (folder / f"gpu-{report.date}.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
-    say(f"written: {folder}/gpu-{report.date}.md and .json")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS
+from bench.output import ROOT
 from bench.peer import default_folder
 from bench.report import FP32, INT8, Other
 from bench.servers import BenchError, tail_of
@@ -32,7 +33,6 @@ RUN_TIMEOUT_S = 240
 SIGILL = -4
 # Its bf16 and q8_0 round the activations too: bf16 is less precise than our fp32, q8_0 has scales for every 32 numbers.
 FORMATS = {"f32": FP32, "bf16": FP32, "q8_0": INT8}
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def llama_folder() -> Path:

@@ -20,6 +20,12 @@ def default_folder() -> Path:
     return Path(cache) / "deployctl-bench" / f"vllm-{VERSION}"
 
 
+def peer_folder() -> Path:
+    """As $DEPLOYCTL_BENCH_PEER says, else the default."""
+    given = os.environ.get("DEPLOYCTL_BENCH_PEER")
+    return Path(given) if given else default_folder()
+
+
 def is_made(folder: Path) -> bool:
     return (folder / "bin" / "vllm").exists() and any(folder.glob("lib/python3*/site-packages/vllm-*.dist-info"))
 

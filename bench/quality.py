@@ -8,10 +8,7 @@ in int8.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import math
-import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +17,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bench.__main__ import ROOT, demo_model, say, shown
+from bench.demo_model import demo_model
 from bench.machine import Machine, describe_machine, our_versions
+from bench.output import RESULTS, ROOT, command_line, save, say, today
 from runtime.model.checkpoint import Checkpoint, read_model_spec
 from runtime.model.decoder import Decoder, load_decoder
 from runtime.ops.batch import Batch
@@ -64,8 +62,8 @@ def main(argv: list[str]) -> int:
     folder = options.model or demo_model()
     windows = read_windows(folder, options.text, options.tokens)
     report = Report(
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=shlex.join(["python", "-m", "bench.quality", *shown(argv)]),
+        date=today(),
+        command=command_line("bench.quality", argv),
         machine=describe_machine(ROOT),
         versions=our_versions(),
         model="SmolLM2-135M-Instruct (demo)" if options.model is None else options.name or folder.name,
@@ -73,10 +71,7 @@ def main(argv: list[str]) -> int:
         positions=sum(len(window) for window in windows),
         found=measure(folder, windows),
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{report.date}-quality"
-    path.with_suffix(".json").write_text(json.dumps(asdict(report), indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(report))
+    save(options.out, f"{report.date}-quality", markdown(report), asdict(report))
     print(table(report.found))
     return 0
 
@@ -87,7 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", help="what the page calls the model")
     parser.add_argument("--text", type=Path, nargs="+", help="files; default: docs/*.md")
     parser.add_argument("--tokens", type=int, default=TOKENS)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     return parser.parse_args(argv)
 
 

@@ -8,12 +8,9 @@ decodes, and a KV pool too small for the next prompt, so that the head of the qu
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import itertools
-import json
 import random
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -21,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.machine import Machine, describe_machine
+from bench.output import RESULTS, ROOT, command_line, save, today
 from runtime.engine.blocks import BlockPool
 from runtime.engine.scheduler import Scheduler
 from runtime.engine.sequence import Sequence
 from runtime.ipc import Sampling
 
-ROOT = Path(__file__).resolve().parent.parent
 SEATS = 256
 BLOCK = 16  # tokens
 PROMPT, OUTPUT = 128, 64  # tokens
@@ -63,16 +60,14 @@ class Report:
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
-    command = shlex.join(["python", "-m", "bench.scheduler", *argv])
+    command = command_line("bench.scheduler", argv)
     machine = describe_machine(ROOT)
     levels = [level for load in POOLS for level in measure(load, options.queued, options.steps)]
     collection = full_collection_ms(max(options.queued))
-    report = Report(f"{datetime.date.today():%Y-%m-%d}", command, machine, options.steps, levels, collection)
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = options.out / f"{report.date}-scheduler"
-    name.with_suffix(".json").write_text(json.dumps(asdict(report), indent=1) + "\n")
-    name.with_suffix(".md").write_text(markdown(report))
-    draw(report, name.with_suffix(".png"))
+    report = Report(today(), command, machine, options.steps, levels, collection)
+    name = f"{report.date}-scheduler"
+    save(options.out, name, markdown(report), asdict(report))
+    draw(report, options.out / f"{name}.png")
     print(table(levels))
     return 0
 
@@ -81,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.scheduler", description=__doc__)
     parser.add_argument("--queued", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000])
     parser.add_argument("--steps", type=int, default=1000, help="measured at each level")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     return parser.parse_args(argv)
 
 

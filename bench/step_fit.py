@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.demo_model import demo_model
 from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS, requests_for
 from bench.machine import Machine, describe_machine
-from bench.peer import default_folder
+from bench.output import RESULTS, ROOT, save, today
 from bench.report import QUIET_LOAD, US
 from bench.step_cpu import BLOCK_SIZE, FITTED, HELD_OUT, Timed, load_model, measure, serve_in_process
 from bench.step_model import Measured, Rates, Share, Step, fit, parts_of, row, squared_error
 from bench.step_serving import Load, Served, serve
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "benchmarks"
 BUDGET_STEP_S, BUDGET_TOKENS = 1.0, 2048  # as the engine sizes a step on a CPU (runtime.engine.main)
 
 
@@ -73,7 +69,7 @@ class Result:
 def main(words: list[str]) -> int:
     options = parse(words)
     machine = describe_machine(ROOT)
-    share, runner = load_model(options.model or _demo_model(), options.quantization)
+    share, runner = load_model(options.model or demo_model(), options.quantization)
     times = measure(runner, [*FITTED, *HELD_OUT], options.repeats)
     fitted, held_out = times[: len(FITTED)], times[len(FITTED) :]
     rates = fit(share, [Measured(one.step, one.seconds) for one in fitted])
@@ -81,7 +77,7 @@ def main(words: list[str]) -> int:
     found = json.loads(source.read_text()) if source else {}
     servers = read_servers(found, options.quantization)
     result = Result(
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        date=today(),
         quantization=options.quantization,
         machine=machine,
         rates=rates,
@@ -121,12 +117,6 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def root_error(share: Share, times: list[Timed], rates: Rates) -> float:
     return math.sqrt(squared_error(share, [Measured(one.step, one.seconds) for one in times], rates))
-
-
-def _demo_model() -> Path:
-    folder = default_folder().parent / "demo-model"
-    subprocess.run([sys.executable, "-m", "runtime.model.demo", str(folder)], stdout=sys.stderr, check=True, cwd=ROOT)
-    return folder
 
 
 # ---- beside measured servers ----
@@ -234,7 +224,4 @@ def write(result: Result, text: str, folder: Path) -> None:
     name = f"{result.date}-step-model" + ("" if result.quantization == "none" else f"-{result.quantization}")
     held = dataclasses.asdict(result)
     held["rates"]["blend"] = None if math.isinf(result.rates.blend) else result.rates.blend  # JSON has no infinity
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(held, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(text)
-    print(f"written: {folder / name}.md and .json", file=sys.stderr)
+    save(folder, name, text, held)

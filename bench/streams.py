@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import json
 import os
-import shlex
 import signal
 import statistics
 import sys
@@ -25,10 +23,11 @@ from typing import cast
 import uvloop
 from tokenizers import Tokenizer
 
-from bench.__main__ import ROOT, demo_model, shown
+from bench.demo_model import demo_model
 from bench.machine import Machine, describe_machine, our_versions
 from bench.null_servers import api_cpu_seconds, null_endpoint, null_vllm_endpoint
-from bench.peer import VERSION, default_folder, is_made, make_peer
+from bench.output import RESULTS, ROOT, command_line, save, say, today
+from bench.peer import VERSION, is_made, make_peer, peer_folder
 from bench.report import PEER, US
 from bench.servers import HOST, MODEL, BenchError, Endpoint
 
@@ -198,7 +197,7 @@ def page(runs: Sequence[StreamRun], options: argparse.Namespace, machine: Machin
     pairs = [[r for r in runs if r.repetition == number] for number in sorted({r.repetition for r in runs})]
     speed = [_of(pair, US).tokens_s / _of(pair, PEER).tokens_s for pair in pairs]
     cpu = [_of(pair, PEER).cpu_us_per_token / _of(pair, US).cpu_us_per_token for pair in pairs]
-    command = shlex.join(["python", "-m", "bench.streams", *shown(sys.argv[1:])])
+    command = command_line("bench.streams", sys.argv[1:])
     versions = ", ".join(f"{name} {version}" for name, version in our_versions().items())
     return "\n".join(
         [
@@ -253,20 +252,15 @@ def main(argv: list[str]) -> int:
         return 130
     if not options.only:
         text = page(runs, options, machine)
-        path = options.out / f"{datetime.datetime.now(datetime.UTC).date().isoformat()}-streams"
-        path.with_suffix(".md").write_text(text)
-        content = {"machine": asdict(machine), "runs": [asdict(run) for run in runs]}
-        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+        found = {"machine": asdict(machine), "runs": [asdict(run) for run in runs]}
+        save(options.out, f"{today()}-streams", text, found)
         print(text)
     return 0
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.streams", description=__doc__)
-    peer = os.environ.get("DEPLOYCTL_BENCH_PEER")
-    parser.add_argument(
-        "--peer", type=Path, default=Path(peer) if peer else default_folder(), help="vLLM's environment"
-    )
+    parser.add_argument("--peer", type=Path, default=peer_folder(), help="vLLM's environment")
     parser.add_argument("--model", type=Path, help="folder with the tokenizer; default: the demo model")
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=200, help="of each stream")
@@ -274,12 +268,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--priority", type=int, default=0, help="nice value while measuring, on a machine in use")
     parser.add_argument("--only", choices=[US, PEER], help="measure one server; saves nothing")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder of the result files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     return parser.parse_args(argv)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

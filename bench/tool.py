@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.__main__ import ROOT, say
 from bench.machine import describe_machine
+from bench.output import ROOT, say
 from bench.report import QUIET_LOAD
 from bench.servers import BenchError, free_port, tail_of
 

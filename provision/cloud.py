@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -35,7 +36,6 @@ from runtime.mailbox import (
     CURRENT,
     IDENTITY,
     STATUS,
-    Current,
     Identity,
     Mailbox,
     Status,
@@ -140,28 +140,31 @@ class CloudTarget:
         """Before a change: what another laptop has asked for since this one looked is taken over. Raises UsageError
         where both have changed something, CloudError."""
         here, there = asked_text(self.config), self.exports.asked
-        path = agreed_file(self.name, self.stack.project.folder)
-        counts = decide(here, there, read_agreed(path))
-        if there is not None and counts == "there":
-            self.stack.project.report(f"{self.name} was changed elsewhere since; that counts:")
-            for line in differences(here, there):
-                self.stack.project.report(f"  {line}")
-            self.stack.adopt_config()
-            self.forget_config()
-        if there is not None and counts == "nobody knows":
+        counts = decide(here, there, read_agreed(self._agreed_file))
+        if there is None or counts == "here":
+            return
+        if counts == "nobody knows":
             raise UsageError(
                 f"the config of {self.name} here is not what its last update was asked, and both may be meant",
                 why="\n".join(differences(here, there)),
                 next_command=f"rm {self.stack.config_file}, to go on with what is there; or pulumi up --stack "
                 f"{self.name}, for what is here",
             )
-        if counts != "here":
-            self.note_agreed()
+        if counts == "there":
+            self.stack.project.report(f"{self.name} was changed elsewhere since; that counts:")
+            for line in differences(here, there):
+                self.stack.project.report(f"  {line}")
+            self.stack.adopt_config()
+            self.forget_config()
+        self.note_agreed()
 
     def note_agreed(self) -> None:
         """The config here and the last update belong together."""
-        path = agreed_file(self.name, self.stack.project.folder)
-        note_agreed(path, asked_text(self.config), self.exports.asked)
+        note_agreed(self._agreed_file, asked_text(self.config), self.exports.asked)
+
+    @property
+    def _agreed_file(self) -> Path:
+        return agreed_file(self.name, self.stack.project.folder)
 
     def forget(self) -> None:
         """What was read is read anew from now on."""
@@ -249,12 +252,12 @@ class CloudTarget:
 
     def identity(self) -> Identity | None:
         """What this very instance has published about itself; None before that. Raises BucketError."""
-        identity: Identity | None = decode_if_sound(self.mailbox.get(IDENTITY), decode_identity)
+        identity = decode_if_sound(self.mailbox.get(IDENTITY), decode_identity)
         return identity if identity is not None and identity.instance_id == self.exports.instance_id else None
 
     def deployment(self) -> Deployment | None:
         """What the machine was told to serve. Raises BucketError."""
-        current: Current | None = decode_if_sound(self.mailbox.get(CURRENT), decode_current)
+        current = decode_if_sound(self.mailbox.get(CURRENT), decode_current)
         return decode_if_sound(self.mailbox.get(current.deployment), decode_deployment) if current else None
 
     def access(self) -> Access:
@@ -304,7 +307,7 @@ class CloudTarget:
         # The config may ask for another region already, which `up` then refused.
         sweep = sweep_away(spec.cloud, region or spec.region, self.name, report, keep_disk=keep_disk)
         forget_files(self.name)
-        agreed_file(self.name, self.stack.project.folder).unlink(missing_ok=True)
+        self._agreed_file.unlink(missing_ok=True)
         if (sweep.is_clean or not failed) and not (keep_disk and self.settings.weights_disk):
             self.stack.delete(force=failed)
         return CloudRemoval(self.name, deleted, sweep)

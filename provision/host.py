@@ -42,9 +42,6 @@ from runtime.mailbox import (
     CURRENT,
     IDENTITY,
     STATUS,
-    Current,
-    Identity,
-    Status,
     decode_current,
     decode_identity,
     decode_if_sound,
@@ -226,8 +223,8 @@ class HostTarget:
     def _observed(self, seen: Observation) -> Observation:
         from provision.waiting import with_status
 
-        status: Status | None = decode_if_sound(self.get(STATUS), decode_status)
-        wanted: Current | None = decode_if_sound(self.get(CURRENT), decode_current)
+        status = decode_if_sound(self.get(STATUS), decode_status)
+        wanted = decode_if_sound(self.get(CURRENT), decode_current)
         processes = self._processes()
         alive = bool(processes) or self._is_active(STAGE0_UNIT)
         seen = dataclasses.replace(seen, wanted_release=wanted.release if wanted else None, processes=processes)
@@ -260,7 +257,7 @@ class HostTarget:
         return f"{scheme}://{bracketed(host)}:{deployment.listen.port}/v1"
 
     def certificate(self) -> str | None:
-        identity: Identity | None = decode_if_sound(self.get(IDENTITY), decode_identity)
+        identity = decode_if_sound(self.get(IDENTITY), decode_identity)
         return identity.certificate if identity else None
 
     def access(self) -> Access:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 
-import msgspec
-
 from provision.config import resolve
 from provision.errors import UsageError
 from provision.host import HostTarget
@@ -19,7 +17,17 @@ from provision.keys import digest
 from provision.render import changes
 from provision.state import LocalState
 from runtime.deployment import decode_keys
-from runtime.mailbox import ASKED, CURRENT, KEYS, Current, decode_asked, decode_current, spec_key, write_atomic
+from runtime.mailbox import (
+    ASKED,
+    CURRENT,
+    KEYS,
+    Current,
+    decode_asked,
+    decode_current,
+    decode_if_sound,
+    spec_key,
+    write_atomic,
+)
 
 
 def agree(target: HostTarget, *, api_key: str | None = None, host: str | None = None) -> None:
@@ -82,9 +90,5 @@ def _differences(state: LocalState, values: dict[str, object]) -> list[str]:
 
 
 def _asker(target: HostTarget) -> str:
-    data = target.get(ASKED)
-    try:
-        asked = None if data is None else decode_asked(data)
-    except msgspec.DecodeError:
-        asked = None
+    asked = decode_if_sound(target.get(ASKED), decode_asked)
     return "somebody" if asked is None else f"{asked.by} (`{asked.command}`)"

@@ -194,7 +194,7 @@ def alternatives(spec: DeploymentSpec, model: ModelSpec) -> tuple[Alternative, .
     return tuple(found)
 
 
-def not_yet(spec: DeploymentSpec, plan: Plan) -> list[Problem]:
+def not_yet(spec: DeploymentSpec) -> list[Problem]:
     """What can be planned but not started by this version."""
     found: list[Problem] = []
     if spec.is_cloud and spec.model_ref.kind == "demo":

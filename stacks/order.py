@@ -60,7 +60,7 @@ def plan_to_start(spec: DeploymentSpec, settings: StackSettings) -> Plan:
         others = [f"{item.instance_type} ({item.gpus}) would fit" for item in plan.alternatives]
         why = "\n".join([*plan.reasons, *others])
         raise PlanError(f"{spec.model} does not fit {plan.instance_type}", why=why, next_command="deployctl plan")
-    if problems := not_yet(spec, plan):
+    if problems := not_yet(spec):
         why = "\n".join(map(str, problems))
         raise NotYetError("this version can plan this, but not start it", why=why, next_command="deployctl plan")
     return plan

@@ -82,7 +82,7 @@ def refuse_unstartable(spec: DeploymentSpec, plan: Plan) -> None:
         raise PlanError(
             f"{spec.model} does not fit {place}", why="\n".join([*plan.reasons, *others]), next_command=command
         )
-    if reasons := refusal(spec, plan):
+    if reasons := refusal(spec):
         raise NotYetError("this version can plan this, but not start it", why=reasons, next_command=command)
 
 

@@ -58,11 +58,11 @@ def plan_for(spec: DeploymentSpec, host_key: str | None = None, identity: Path |
     return plan_deployment(spec, model_spec_for(spec), None if spec.is_cloud else detect_local(cache_root()))
 
 
-def refusal(spec: DeploymentSpec, made: Plan) -> str | None:
-    """Why `up` would refuse the plan with "not yet", one line per reason; None when it would not."""
+def refusal(spec: DeploymentSpec) -> str | None:
+    """Why `up` would refuse with "not yet" what can be planned, one line per reason; None when it would not."""
     from provision.planning import not_yet
 
-    return "\n".join(f"{item.path}: {item.reason}" for item in not_yet(spec, made)) or None
+    return "\n".join(f"{item.path}: {item.reason}" for item in not_yet(spec)) or None
 
 
 def _answer(spec: DeploymentSpec, made: Plan) -> dict[str, object]:
@@ -71,7 +71,7 @@ def _answer(spec: DeploymentSpec, made: Plan) -> dict[str, object]:
     from provision.cli.plan_view import plan_json
     from provision.planning import not_yet
 
-    return plan_json(made) | {"not_yet": [asdict(item) for item in not_yet(spec, made)]}
+    return plan_json(made) | {"not_yet": [asdict(item) for item in not_yet(spec)]}
 
 
 def _print(made: Plan) -> None:
@@ -88,7 +88,7 @@ def _say_next(spec: DeploymentSpec, made: Plan) -> None:
         say(f"\nnext: {_command(spec, spec.cloud)} --instance-type {chosen}")
     elif not made.fits and spec.cloud == "local" and spec.model_ref.kind == "hf":
         say(f"\nnext: {_command(spec, 'aws')}")
-    elif reason := refusal(spec, made):
+    elif reason := refusal(spec):
         say("\nThe plan is real, but this version cannot start it yet:\n" + reason)
     elif made.fits:
         say("\nnext: deployctl up with the same options")

@@ -8,6 +8,7 @@ It is the same on `local` and on a cloud's VM; what differs stands behind `runti
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -144,7 +145,7 @@ class Agent:
                 self._note(release, phase)
                 work()
             self._publish(BUILT, msgspec.json.encode(built.describe(release, self._machine.packages(release))))
-            self._succeed(wanted, release, self._warning, self._held_s)
+            self._succeed(wanted, release)
         except ReleaseError as error:
             self._fail(wanted, None, "python", PhaseError(str(error), "run `deployctl up` again", retry=False))
         except PhaseError as error:
@@ -200,9 +201,7 @@ class Agent:
 
     def _plan(self, wanted: Current, release: Release) -> list[tuple[Phase, Callable[[], None]]]:
         machine, serving = self._machine, self._serving
-
-        def report_as(phase: Phase) -> Report:
-            return self._report_as(release.id, phase)
+        report_as = functools.partial(self._report_as, release.id)
 
         def python() -> None:
             machine.prepare_python(wanted, release, report_as("python"))
@@ -243,13 +242,12 @@ class Agent:
     def _report_as(self, release: str, phase: Phase) -> Report:
         return lambda progress: self._advance(release, phase, progress)
 
-    def _succeed(
-        self, wanted: Current, release: Release, warning: str | None = None, held_s: float | None = None
-    ) -> None:
+    def _succeed(self, wanted: Current, release: Release) -> None:
+        held_s = self._held_s
         release.mark_ready()
         self._releases.prune()
         self._watch.begin(release)
-        hint = "; ".join(text for text in (self._machine.warning(), warning) if text) or None
+        hint = "; ".join(text for text in (self._machine.warning(), self._warning) if text) or None
         exits = self._units.state("server").exits
         self._settled = Settled(wanted, release, hint=hint, held_s=held_s, server_exits=exits)
         self._retries = 0

@@ -24,16 +24,6 @@ struct Layer {
   bool adds;                    // to what y holds
 };
 
-// y[0 .. columns) of one row and panel from its 16 sums.
-void finish(const Layer& l, int64_t panel, const int32_t* sums, float scale, float* y) {
-  const int64_t first = panel * PANEL, columns = std::min(PANEL, l.out - first);
-  const float* s = l.w_scale + first;
-  for (int64_t c = 0; c < columns; ++c) {
-    const float value = float(sums[c]) * (scale * s[c]), start = l.bias == nullptr ? 0.0f : l.bias[first + c];
-    y[first + c] = value + (l.adds ? y[first + c] : start);
-  }
-}
-
 #if defined(__AVX512VNNI__)
 
 using Quant = uint8_t;
@@ -83,7 +73,19 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* 
     for (int p = 0; p < PANELS; ++p) finish_unsigned(l, panel + p, acc[r][p], scale[r], y + r * l.out);
 }
 
-#elif defined(__AVX2__)
+#else
+
+// y[0 .. columns) of one row and panel from its 16 sums.
+void finish(const Layer& l, int64_t panel, const int32_t* sums, float scale, float* y) {
+  const int64_t first = panel * PANEL, columns = std::min(PANEL, l.out - first);
+  const float* s = l.w_scale + first;
+  for (int64_t c = 0; c < columns; ++c) {
+    const float value = float(sums[c]) * (scale * s[c]), start = l.bias == nullptr ? 0.0f : l.bias[first + c];
+    y[first + c] = value + (l.adds ? y[first + c] : start);
+  }
+}
+
+#if defined(__AVX2__)
 
 using Quant = int16_t;
 constexpr int OFFSET = 0;
@@ -140,7 +142,9 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* 
   for (int r = 0; r < ROWS; ++r) finish(l, panel, sums[r], scale[r], y + r * l.out);
 }
 
-#endif
+#endif  // AVX2
+
+#endif  // AVX-512 VNNI
 
 template <int PANELS, int ROWS = MAX_ROWS>
 void tile_of(int64_t count, const Layer& l, int64_t panel, const Quant* x, const float* scale, float* y) {
