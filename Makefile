@@ -6,7 +6,8 @@ NAME ?= demo
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Many tests wait for processes: two at a time, each file in one worker, so that what a file has started is shared by its tests.
-TOGETHER := -n 2 --dist loadfile
+# A worker that dies ends the run: xdist waits for ever for the tests of one that died among the last.
+TOGETHER := -n 2 --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help up down test test-all lint types bench bench-streams chaos soak gpu-check clean python env-up env-dev

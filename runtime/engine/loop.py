@@ -20,6 +20,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +56,14 @@ class Watchdog:
         self._turn = 0  # odd while a step is under way
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def begin(self) -> None:
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One step, which may fail."""
         self._turn += 1
-
-    def end(self) -> None:
-        self._turn += 1
+        try:
+            yield
+        finally:
+            self._turn += 1
 
     def _watch(self) -> None:
         seen = looks = 0
@@ -121,14 +126,13 @@ class EngineLoop:
 
         Returns what that yields.
         """
-        self.watchdog.begin()
-        rows = self.scheduler.plan()
-        launched = self._launch(rows) if rows else None
-        outputs = [self._relieve(rows)] if rows and launched is None else []
-        due, self._flight = (self._flight, launched) if self.overlap else (launched, None)
-        if due is not None:
-            outputs += self._land(due)
-        self.watchdog.end()
+        with self.watchdog.step():
+            rows = self.scheduler.plan()
+            launched = self._launch(rows) if rows else None
+            outputs = [self._relieve(rows)] if rows and launched is None else []
+            due, self._flight = (self._flight, launched) if self.overlap else (launched, None)
+            if due is not None:
+                outputs += self._land(due)
         return outputs
 
     def _launch(self, rows: list[Row]) -> Flight | None:

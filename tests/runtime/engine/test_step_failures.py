@@ -57,9 +57,7 @@ def loop(model: Decoder, tmp_path: Path) -> Iterator[EngineLoop]:
     runner.allocate(64)
     scheduler = Scheduler(BlockPool(64, BLOCK), max_model_len=256, max_num_seqs=8, max_batched_tokens=BUDGET)
     grammars = Grammars(tmp_path, model.spec.vocab_size, model.spec.eos_token_ids)
-    watchdog = Watchdog(60.0)
-    yield EngineLoop(scheduler, runner, ServerLink(tmp_path, "r"), watchdog, grammars, GpuWatch())
-    watchdog.end()  # a step that raised has not: it would end this process, as it should an engine's
+    yield EngineLoop(scheduler, runner, ServerLink(tmp_path, "r"), Watchdog(60.0), grammars, GpuWatch())
     scheduler.check()
     assert scheduler.pool.usage == 0.0
 

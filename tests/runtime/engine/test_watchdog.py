@@ -13,12 +13,22 @@ PROGRAM = """
 import sys, time
 from runtime.engine.loop import Watchdog
 watchdog = Watchdog(float(sys.argv[1]))
-watchdog.begin()
-print("in a step", flush=True)
-sys.stdin.readline()
-watchdog.end()
+with watchdog.step():
+    print("in a step", flush=True)
+    sys.stdin.readline()
 print("stepped", flush=True)
 sys.stdin.readline()
+"""
+FAILS = """
+import time
+from runtime.engine.loop import Watchdog
+watchdog = Watchdog(0.2)
+try:
+    with watchdog.step():
+        raise ValueError
+except ValueError:
+    time.sleep(1)
+print("goes on")
 """
 
 
@@ -51,3 +61,8 @@ def test_a_process_that_was_stopped_in_a_step_goes_on() -> None:
     process.send_signal(signal.SIGCONT)
     said, _ = process.communicate("\n\n", timeout=60)
     assert (process.returncode, said) == (0, "stepped\n")
+
+
+def test_a_step_that_failed_does_not_hang() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
