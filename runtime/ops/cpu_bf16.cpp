@@ -94,7 +94,7 @@ void amx_linear(const Layer& l, const float* x, float* y, int64_t rows) {
       cut(x + (first + r) * l.in, l.in, l.depth, high + r * l.depth, middle + r * l.depth, low + r * l.depth);
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < pairs; ++p)
-      for_tiles(count, [&](int64_t row, int64_t upper, int64_t lower) {
+      for_tiles<2 * TILE_ROWS>(count, [&](int64_t row, int64_t upper, int64_t lower) {
         const int64_t at = row * l.depth;
         amx_block(l, 2 * p, upper, lower, {high + at, middle + at, low + at}, y + (first + row) * l.out);
       });

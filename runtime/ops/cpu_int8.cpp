@@ -2,10 +2,10 @@
 //
 //     y[t][o] = (Σ_k q[t][k] · w[o][k] + Σ_k f[t][k] · w[o][k] / FINE) · scale[t] · w_scale[o] + bias[o]
 //
-// The sums are in int32, so exact in any order. q are the coarse, f the fine parts of a token.
+// The sums are in integers, so exact in any order. q are the coarse, f the fine parts of a token.
 //
-// Layout: cpu_panels.h with groups of 4 inputs. One group is one step of AVX-512's dot product (VNNI); AVX2 widens a quarter
-// of it to int16.
+// Layout: cpu_panels.h with groups of 4 inputs. One group is one step of AVX-512's dot product (VNNI), whose factors have 8
+// bits: it takes the two parts one after the other. AVX2 widens a quarter of a group to 16 bits and takes FINE · q + f at once.
 //
 // VNNI and AMX multiply unsigned by signed: a token is stored as q + 128, and 128 · Σ_k w[o][k] is taken off at the end.
 
@@ -21,24 +21,24 @@ struct Layer {
   const float *w_scale, *bias;  // [panels · 16]; bias may be null
   const int32_t* w_sum;         // [panels · 16]: Σ_k w[o][k]
   int64_t out, depth;           // depth: inputs with their padding
-  bool adds;                    // to what y holds
 };
 
 #if defined(__AVX512VNNI__)
 
 using Quant = uint8_t;
-constexpr int OFFSET = 128;
-constexpr int MAX_ROWS = 12;  // rows · 2 panels of accumulators in 32 registers
+constexpr int PARTS = 2, OFFSET = 128;
+constexpr int MAX_ROWS = 6;  // rows · 2 parts · 2 panels of accumulators in 32 registers
 
-void finish_unsigned(const Layer& l, int64_t panel, __m512i sums, float scale, float* y) {
+// y[0 .. columns) of one row and panel from the sums of its two parts.
+void finish(const Layer& l, int64_t panel, __m512i coarse, __m512i fine, float scale, float* y) {
   const int64_t first = panel * PANEL;
-  const __m512i exact = _mm512_sub_epi32(sums, _mm512_slli_epi32(_mm512_loadu_si512(l.w_sum + first), 7));
+  const __m512i offset = _mm512_slli_epi32(_mm512_loadu_si512(l.w_sum + first), 7);
+  const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(coarse, offset));
+  const __m512 rest = _mm512_cvtepi32_ps(_mm512_sub_epi32(fine, offset));
   const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_loadu_ps(l.w_scale + first));
-  __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), factor);
-  const __mmask16 mask = __mmask16((1u << std::min(PANEL, l.out - first)) - 1);
-  if (l.bias != nullptr) value = _mm512_add_ps(value, _mm512_loadu_ps(l.bias + first));
-  if (l.adds) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y + first));
-  _mm512_mask_storeu_ps(y + first, mask, value);
+  const __m512 start = l.bias == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(l.bias + first);
+  const __m512 value = _mm512_fmadd_ps(_mm512_fmadd_ps(rest, _mm512_set1_ps(1 / FINE), whole), factor, start);
+  _mm512_mask_storeu_ps(y + first, __mmask16((1u << std::min(PANEL, l.out - first)) - 1), value);
 }
 
 inline int32_t four(const Quant* x) {
@@ -47,98 +47,106 @@ inline int32_t four(const Quant* x) {
   return v;
 }
 
-// ROWS rows of x [.., depth] times PANELS neighbouring panels.
+// ROWS rows of x [.., depth], whose fine parts lie `next` numbers behind the coarse, times PANELS neighbouring panels.
 template <int ROWS, int PANELS>
-void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* scale, float* y) {
+void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t next, const float* scale, float* y) {
   const int8_t* w = l.packed + panel * PANEL * l.depth;
-  const int64_t next = PANEL * l.depth;
-  __m512i acc[ROWS][PANELS];
+  __m512i acc[ROWS][PARTS][PANELS];
   for (int r = 0; r < ROWS; ++r)
-    for (int p = 0; p < PANELS; ++p) acc[r][p] = _mm512_setzero_si512();
+    for (int part = 0; part < PARTS; ++part)
+      for (int p = 0; p < PANELS; ++p) acc[r][part][p] = _mm512_setzero_si512();
   for (int64_t k = 0; k < l.depth; k += GROUP) {
     __m512i weight[PANELS];
     for (int p = 0; p < PANELS; ++p) {
-      const int8_t* at = w + p * next + k * PANEL;
+      const int8_t* at = w + p * PANEL * l.depth + k * PANEL;
       prefetch(at + 32 * LINE);
       weight[p] = _mm512_loadu_si512(at);
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; ++r) {
-      const __m512i token = _mm512_set1_epi32(four(x + r * l.depth + k));
-#pragma GCC unroll 4
-      for (int p = 0; p < PANELS; ++p) acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], token, weight[p]);
-    }
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+      for (int part = 0; part < PARTS; ++part) {
+        const __m512i token = _mm512_set1_epi32(four(x + part * next + r * l.depth + k));
+#pragma GCC unroll 2
+        for (int p = 0; p < PANELS; ++p) acc[r][part][p] = _mm512_dpbusd_epi32(acc[r][part][p], token, weight[p]);
+      }
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int p = 0; p < PANELS; ++p) finish_unsigned(l, panel + p, acc[r][p], scale[r], y + r * l.out);
+    for (int p = 0; p < PANELS; ++p) finish(l, panel + p, acc[r][0][p], acc[r][1][p], scale[r], y + r * l.out);
 }
 
 #else
 
+using Quant = int16_t;
+constexpr int PARTS = 1, OFFSET = 0;
+constexpr int64_t EXACT = 512;  // neighbouring inputs whose products add up in int32: 512 · 127 · (127 · FINE + 127) < 2³¹
+
 // y[0 .. columns) of one row and panel from its 16 sums.
-void finish(const Layer& l, int64_t panel, const int32_t* sums, float scale, float* y) {
+void finish(const Layer& l, int64_t panel, const float* sums, float scale, float* y) {
   const int64_t first = panel * PANEL, columns = std::min(PANEL, l.out - first);
   const float* s = l.w_scale + first;
-  for (int64_t c = 0; c < columns; ++c) {
-    const float value = float(sums[c]) * (scale * s[c]), start = l.bias == nullptr ? 0.0f : l.bias[first + c];
-    y[first + c] = value + (l.adds ? y[first + c] : start);
-  }
+  for (int64_t c = 0; c < columns; ++c)
+    y[first + c] = sums[c] * (scale / FINE * s[c]) + (l.bias == nullptr ? 0.0f : l.bias[first + c]);
 }
 
 #if defined(__AVX2__)
 
-using Quant = int16_t;
-constexpr int OFFSET = 0;
 constexpr int MAX_ROWS = 3;  // rows · 4 quarters of a panel in 16 registers
 
 template <int ROWS, int PANELS>
-void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* scale, float* y) {
+void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t, const float* scale, float* y) {
   static_assert(PANELS == 1);
   const int8_t* w = l.packed + panel * PANEL * l.depth;
-  __m256i acc[ROWS][4];
-  for (int r = 0; r < ROWS; ++r)
-    for (int q = 0; q < 4; ++q) acc[r][q] = _mm256_setzero_si256();
-  for (int64_t k = 0; k < l.depth; k += GROUP) {
-    prefetch(w + (k + 32 * GROUP) * PANEL);
-    __m256i token[ROWS];
-    for (int r = 0; r < ROWS; ++r) {
-      long long v;
-      std::memcpy(&v, x + r * l.depth + k, sizeof v);
-      token[r] = _mm256_set1_epi64x(v);
-    }
+  float sums[ROWS][PANEL] = {};
+  for (int64_t begin = 0; begin < l.depth; begin += EXACT) {
+    __m256i acc[ROWS][4];
+    for (int r = 0; r < ROWS; ++r)
+      for (int q = 0; q < 4; ++q) acc[r][q] = _mm256_setzero_si256();
+    for (int64_t k = begin, end = std::min(begin + EXACT, l.depth); k < end; k += GROUP) {
+      prefetch(w + (k + 32 * GROUP) * PANEL);
+      __m256i token[ROWS];
+      for (int r = 0; r < ROWS; ++r) {
+        long long v;
+        std::memcpy(&v, x + r * l.depth + k, sizeof v);
+        token[r] = _mm256_set1_epi64x(v);
+      }
 #pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) {  // four outputs: sums of the even and of the odd pair of inputs beside each other
-      const void* at = w + k * PANEL + q * 16;
-      const __m256i weight = _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(at)));
+      for (int q = 0; q < 4; ++q) {  // four outputs: sums of the even and of the odd pair of inputs beside each other
+        const void* at = w + k * PANEL + q * 16;
+        const __m256i weight = _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(at)));
 #pragma GCC unroll 3
-      for (int r = 0; r < ROWS; ++r)
-        acc[r][q] = _mm256_add_epi32(acc[r][q], _mm256_madd_epi16(token[r], weight));
+        for (int r = 0; r < ROWS; ++r)
+          acc[r][q] = _mm256_add_epi32(acc[r][q], _mm256_madd_epi16(token[r], weight));
+      }
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      int32_t pairs[2 * PANEL];
+      std::memcpy(pairs, acc[r], sizeof pairs);
+      for (int64_t c = 0; c < PANEL; ++c) sums[r][c] += float(pairs[2 * c] + pairs[2 * c + 1]);
     }
   }
-  for (int r = 0; r < ROWS; ++r) {
-    int32_t pairs[2 * PANEL], sums[PANEL];
-    std::memcpy(pairs, acc[r], sizeof pairs);
-    for (int64_t c = 0; c < PANEL; ++c) sums[c] = pairs[2 * c] + pairs[2 * c + 1];
-    finish(l, panel, sums, scale[r], y + r * l.out);
-  }
+  for (int r = 0; r < ROWS; ++r) finish(l, panel, sums[r], scale[r], y + r * l.out);
 }
 
 #else
 
-using Quant = int8_t;
-constexpr int OFFSET = 0;
 constexpr int MAX_ROWS = 4;
 
 template <int ROWS, int PANELS>
-void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* scale, float* y) {
+void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t, const float* scale, float* y) {
   static_assert(PANELS == 1);
   const int8_t* w = l.packed + panel * PANEL * l.depth;
-  int32_t sums[ROWS][PANEL] = {};
-  for (int64_t k = 0; k < l.depth; k += GROUP)
+  float sums[ROWS][PANEL] = {};
+  for (int64_t begin = 0; begin < l.depth; begin += EXACT) {
+    int32_t acc[ROWS][PANEL] = {};
+    for (int64_t k = begin, end = std::min(begin + EXACT, l.depth); k < end; k += GROUP)
+      for (int r = 0; r < ROWS; ++r)
+        for (int64_t c = 0; c < PANEL; ++c)
+          for (int64_t i = 0; i < GROUP; ++i)
+            acc[r][c] += int32_t(x[r * l.depth + k + i]) * w[k * PANEL + c * GROUP + i];
     for (int r = 0; r < ROWS; ++r)
-      for (int64_t c = 0; c < PANEL; ++c)
-        for (int64_t i = 0; i < GROUP; ++i)
-          sums[r][c] += int32_t(x[r * l.depth + k + i]) * w[k * PANEL + c * GROUP + i];
+      for (int64_t c = 0; c < PANEL; ++c) sums[r][c] += float(acc[r][c]);
+  }
   for (int r = 0; r < ROWS; ++r) finish(l, panel, sums[r], scale[r], y + r * l.out);
 }
 
@@ -147,16 +155,16 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, const float* 
 #endif  // AVX-512 VNNI
 
 template <int PANELS, int ROWS = MAX_ROWS>
-void tile_of(int64_t count, const Layer& l, int64_t panel, const Quant* x, const float* scale, float* y) {
+void tile_of(int64_t count, const Layer& l, int64_t panel, const Quant* x, int64_t next, const float* scale, float* y) {
   if constexpr (ROWS > 1)
-    if (count < ROWS) return tile_of<PANELS, ROWS - 1>(count, l, panel, x, scale, y);
-  rows_by_panels<ROWS, PANELS>(l, panel, x, scale, y);
+    if (count < ROWS) return tile_of<PANELS, ROWS - 1>(count, l, panel, x, next, scale, y);
+  rows_by_panels<ROWS, PANELS>(l, panel, x, next, scale, y);
 }
 
 template <int PANELS>
-void all_rows(const Layer& l, int64_t panel, int64_t rows, const Quant* x, const float* scale, float* y) {
+void all_rows(const Layer& l, int64_t panel, int64_t rows, const Quant* x, int64_t next, const float* scale, float* y) {
   for_rows<MAX_ROWS>(rows, [&](int64_t row, int64_t count) {
-    tile_of<PANELS>(count, l, panel, x + row * l.depth, scale + row, y + row * l.out);
+    tile_of<PANELS>(count, l, panel, x + row * l.depth, next, scale + row, y + row * l.out);
   });
 }
 
@@ -164,57 +172,60 @@ void all_rows(const Layer& l, int64_t panel, int64_t rows, const Quant* x, const
 
 constexpr int64_t AMX_ROWS = 5;  // from here on tiles beat vectors; below, most of a tile's rows would be empty
 
-void finish_tile(const Layer& l, int64_t panel, const int32_t* sums, int64_t rows, const float* scale, float* y) {
+inline bool in_tiles(int64_t rows) { return has_amx && rows >= AMX_ROWS; }
+
+void finish_tile(const Layer& l, int64_t panel, const int32_t* coarse, const int32_t* fine, int64_t rows, const float* scale,
+                 float* y) {
   if (panel * PANEL >= l.out) return;  // the padding of an odd number of panels
   for (int64_t r = 0; r < rows; ++r)
-    finish_unsigned(l, panel, _mm512_loadu_si512(sums + r * PANEL), scale[r], y + r * l.out);
+    finish(l, panel, _mm512_loadu_si512(coarse + r * PANEL), _mm512_loadu_si512(fine + r * PANEL), scale[r], y + r * l.out);
 }
 
-// Up to 32 rows by two panels.
-void amx_block(const Layer& l, int64_t panel, int64_t upper, int64_t lower, const Quant* x, const float* scale, float* y) {
+// Up to 16 rows, in two parts, by two panels.
+void amx_block(const Layer& l, int64_t panel, int64_t rows, const Quant* x, int64_t next, const float* scale, float* y) {
   const int8_t *w0 = l.packed + panel * PANEL * l.depth, *w1 = w0 + PANEL * l.depth;
   zero_sums();
   for (int64_t k = 0; k < l.depth; k += STEP) {
     prefetch_tiles(w0 + k * PANEL, w1 + k * PANEL, 2 * TILE_ROWS);
     _tile_loadd(6, w0 + k * PANEL, LINE);
     _tile_loadd(7, w1 + k * PANEL, LINE);
-    _tile_loadd(4, x + k, l.depth);
+    _tile_loadd(4, x + k * TILE_ROWS, LINE);
     _tile_dpbusd(0, 4, 6);
     _tile_dpbusd(1, 4, 7);
-    if (lower > 0) {
-      _tile_loadd(5, x + TILE_ROWS * l.depth + k, l.depth);
-      _tile_dpbusd(2, 5, 6);
-      _tile_dpbusd(3, 5, 7);
-    }
+    _tile_loadd(5, x + next + k * TILE_ROWS, LINE);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
   }
   alignas(64) int32_t sums[4][TILE_ROWS * PANEL];
-  store_sums(sums, lower > 0);
-  finish_tile(l, panel, sums[0], upper, scale, y);
-  finish_tile(l, panel + 1, sums[1], upper, scale, y);
-  if (lower == 0) return;
-  finish_tile(l, panel, sums[2], lower, scale + TILE_ROWS, y + TILE_ROWS * l.out);
-  finish_tile(l, panel + 1, sums[3], lower, scale + TILE_ROWS, y + TILE_ROWS * l.out);
+  store_sums(sums, true);
+  finish_tile(l, panel, sums[0], sums[2], rows, scale, y);
+  finish_tile(l, panel + 1, sums[1], sums[3], rows, scale, y);
 }
+
+#else
+
+inline bool in_tiles(int64_t) { return false; }
 
 #endif
 
 // One pair of panels for all rows.
-void pair_of_panels(const Layer& l, int64_t pair, int64_t rows, const Quant* x, const float* scale, float* y) {
+void pair_of_panels(const Layer& l, int64_t pair, int64_t rows, const Quant* x, int64_t next, const float* scale, float* y) {
 #if defined(__AMX_INT8__)
-  if (has_amx && rows >= AMX_ROWS)
-    return for_tiles(rows, [&](int64_t row, int64_t upper, int64_t lower) {
-      amx_block(l, 2 * pair, upper, lower, x + row * l.depth, scale + row, y + row * l.out);
+  if (in_tiles(rows))
+    return for_tiles<TILE_ROWS>(rows, [&](int64_t row, int64_t count, int64_t) {
+      amx_block(l, 2 * pair, count, x + row * l.depth, next, scale + row, y + row * l.out);
     });
 #endif
 #if defined(__AVX512VNNI__)
-  if ((2 * pair + 1) * PANEL < l.out) return all_rows<2>(l, 2 * pair, rows, x, scale, y);
+  if ((2 * pair + 1) * PANEL < l.out) return all_rows<2>(l, 2 * pair, rows, x, next, scale, y);
 #endif
   for (int64_t panel = 2 * pair; panel < 2 * pair + 2 && panel * PANEL < l.out; ++panel)
-    all_rows<1>(l, panel, rows, x, scale, y);
+    all_rows<1>(l, panel, rows, x, next, scale, y);
 }
 
-// The scale of a row is its absolute maximum over 127; of a row that is not finite, NaN, so that this is seen in the result.
-float quantize_row(const float* x, int64_t size, int64_t depth, Quant* coarse, Quant* fine) {
+// The numbers of a row, in groups of STEP that lie `hop` apart; a second part is `next` behind the first. The scale of a row is
+// its absolute maximum over 127; of a row that is not finite, NaN, so that this is seen in the result.
+float quantize_row(const float* x, int64_t size, int64_t depth, Quant* part, int64_t hop, int64_t next) {
   float largest = 0.0f, poison = 0.0f;
 #pragma omp simd reduction(max : largest) reduction(+ : poison)
   for (int64_t k = 0; k < size; ++k) {
@@ -222,14 +233,25 @@ float quantize_row(const float* x, int64_t size, int64_t depth, Quant* coarse, Q
     poison += x[k] * 0.0f;
   }
   const float scale = largest / 127.0f, inverse = largest > 0.0f && poison == 0.0f ? 127.0f / largest : 0.0f;
+  for (int64_t begin = 0; begin < depth; begin += STEP, part += hop) {
+    float edge[STEP] = {};
+    const float* from = x + begin;
+    if (begin + STEP > size) {
+      std::copy(from, x + size, edge);
+      from = edge;
+    }
 #pragma omp simd
-  for (int64_t k = 0; k < size; ++k) {
-    const float value = x[k] * inverse, whole = std::nearbyint(value);
-    coarse[k] = Quant(int32_t(whole) + OFFSET);
-    fine[k] = Quant(int32_t(std::nearbyint((value - whole) * FINE)) + OFFSET);
+    for (int64_t k = 0; k < STEP; ++k) {
+      const float value = from[k] * inverse, whole = std::nearbyint(value);
+      const int32_t coarse = int32_t(whole), fine = int32_t(std::nearbyint((value - whole) * FINE));
+      if constexpr (PARTS == 2) {
+        part[k] = Quant(coarse + OFFSET);
+        part[next + k] = Quant(fine + OFFSET);
+      } else {
+        part[k] = Quant(coarse * int32_t(FINE) + fine);
+      }
+    }
   }
-  std::fill(coarse + size, coarse + depth, Quant(OFFSET));
-  std::fill(fine + size, fine + depth, Quant(OFFSET));
   return scale + poison;
 }
 
@@ -255,26 +277,22 @@ void dc_int8_pack(const int8_t* weight, int8_t* packed, int32_t* w_sum, int64_t 
 
 void dc_int8_linear(const float* x, const int8_t* packed, const float* w_scale, const int32_t* w_sum, const float* bias,
                     float* y, int64_t rows, int64_t out, int64_t in) {
-  const int64_t depth = padded(in, STEP), pairs = panel_outputs(out) / (2 * PANEL);
-  const int64_t block = std::min(rows, row_block(2 * depth * int64_t(sizeof(Quant))));
-  const Layer whole{packed, w_scale, bias, w_sum, out, depth, false}, rest{packed, w_scale, nullptr, w_sum, out, depth, true};
-  std::vector<Quant> quantized(size_t(2 * block * depth));
-  std::vector<float> scales(static_cast<size_t>(2 * block));
-  Quant *coarse = quantized.data(), *fine = coarse + block * depth;
-  float *scale = scales.data(), *fine_scale = scale + block;
-#pragma omp parallel if (rows * out * depth > PARALLEL_MACS)
+  const Layer l{packed, w_scale, bias, w_sum, out, padded(in, STEP)};
+  const int64_t pairs = panel_outputs(out) / (2 * PANEL), whole = padded(rows, 16);
+  const int64_t block = std::min(whole, row_block(PARTS * l.depth * int64_t(sizeof(Quant)))), next = block * l.depth;
+  std::vector<Quant> parts(size_t(PARTS * next));
+  std::vector<float> scale(static_cast<size_t>(block));
+#pragma omp parallel if (rows * out * l.depth > PARALLEL_MACS)
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
+    const bool tiles = in_tiles(count);  // 16 rows' groups of a step lie together
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < count; ++r) {
-      scale[r] = quantize_row(x + (first + r) * in, in, depth, coarse + r * depth, fine + r * depth);
-      fine_scale[r] = scale[r] / FINE;
+      Quant* to = parts.data() + (tiles ? r / 16 * 16 * l.depth + r % 16 * STEP : r * l.depth);
+      scale[r] = quantize_row(x + (first + r) * in, in, l.depth, to, tiles ? 16 * STEP : STEP, next);
     }
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < pairs; ++p) {
-      pair_of_panels(whole, p, count, coarse, scale, y + first * out);
-      pair_of_panels(rest, p, count, fine, fine_scale, y + first * out);  // the panels are in the cache now
-    }
+    for (int64_t p = 0; p < pairs; ++p) pair_of_panels(l, p, count, parts.data(), next, scale.data(), y + first * out);
   }
 }
 

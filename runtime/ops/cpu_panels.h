@@ -60,15 +60,17 @@ inline void shape_tiles(int64_t upper, int64_t lower) {
   _tile_loadconfig(&shapes);
 }
 
-// Calls block(first row, upper, lower) for every 32 rows, with the tiles shaped for them.
-template <class Block>
+// Calls block(first row, upper, lower) for every ROWS rows, with the tiles shaped for them: 32 different ones, or 16 whose
+// other part is the lower ones.
+template <int64_t ROWS, class Block>
 void for_tiles(int64_t rows, Block block) {
   int64_t shaped = 0;
-  for (int64_t row = 0; row < rows; row += 2 * TILE_ROWS) {
-    const int64_t count = std::min(2 * TILE_ROWS, rows - row), upper = std::min(count, TILE_ROWS);
-    if (count != shaped) shape_tiles(upper, count - upper);
+  for (int64_t row = 0; row < rows; row += ROWS) {
+    const int64_t count = std::min(ROWS, rows - row), upper = std::min(count, TILE_ROWS);
+    const int64_t lower = ROWS == TILE_ROWS ? upper : count - upper;
+    if (count != shaped) shape_tiles(upper, lower);
     shaped = count;
-    block(row, upper, count - upper);
+    block(row, upper, lower);
   }
   _tile_release();
 }

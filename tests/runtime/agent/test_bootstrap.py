@@ -7,6 +7,7 @@ import ensurepip
 import hashlib
 import os
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -272,7 +273,8 @@ class Index:
 
 @pytest.fixture
 def index() -> Iterator[Index]:
-    data = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")).read_bytes()
+    folder = sysconfig.get_config_var("WHEEL_PKG_DIR") or Path(ensurepip.__file__).parent / "_bundled"
+    data = next(Path(folder).glob("pip-*.whl")).read_bytes()
     found = Index(data, hashlib.sha256(data).hexdigest())
     version = ensurepip.version()
 
