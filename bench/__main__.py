@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def run_servers(names: Sequence[str], model: Path, options: argparse.Namespace) -> Found:
-    """Starts them one after another, then loads one at a time, all the others idle."""
+    """Starts them one after another, then loads one at a time, all the others stopped."""
     starts: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, contextlib.ExitStack() as running:
         work = Path(folder)
@@ -191,8 +192,12 @@ def all_runs(
     for repetition in (WARM_UP, *range(repetitions)):
         for streams in [max(levels)] if repetition == WARM_UP else levels:
             for endpoint in endpoints if repetition % 2 else endpoints[::-1]:
-                idle = [other for other in endpoints if other is not endpoint]
-                found = measure(generator, endpoint, idle, streams=streams, repetition=repetition)
+                with contextlib.ExitStack() as alone:
+                    for other in endpoints:
+                        if other is not endpoint:
+                            alone.enter_context(other.paused())
+                    endpoint.wait_for_token(time.monotonic())  # it has been paused itself
+                    found = measure(generator, endpoint, streams=streams, repetition=repetition)
                 label = "warm-up" if repetition == WARM_UP else f"{repetition + 1}/{repetitions}"
                 say(f"{label:>8}  {streams:>3} streams  {endpoint.name:<14}  {found.output_tokens_s:7.1f} tok/s")
                 if repetition != WARM_UP:

@@ -21,10 +21,7 @@ WARM_UP = -1  # its repetition number: a short run with prompts of its own, and 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Medians over the requests of one run. Rates in tokens/s, TTFT and TPOT in milliseconds.
-
-    `idle_cpu_s` is what the other endpoints, up but not asked, took of the processor meanwhile.
-    """
+    """Medians over the requests of one run. Rates in tokens/s, TTFT and TPOT in milliseconds."""
 
     endpoint: str
     streams: int
@@ -34,7 +31,6 @@ class Run:
     output_tokens_s: float
     ttft_ms: float
     tpot_ms: float
-    idle_cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +89,7 @@ def words_for(endpoint: Endpoint, model: Path, result: Path, *, streams: int, re
     ]
 
 
-def measure(
-    generator: Generator, endpoint: Endpoint, idle: Sequence[Endpoint], *, streams: int, repetition: int
-) -> Run:
+def measure(generator: Generator, endpoint: Endpoint, *, streams: int, repetition: int) -> Run:
     """Loads `endpoint` once. Every repetition has prompts of its own, so that no prefix cache helps.
 
     Raises BenchError when a request fails or an answer is not as long as asked.
@@ -104,19 +98,15 @@ def measure(
     result = generator.work / f"{endpoint.slug}-{streams}-{repetition}.json"
     seed = 1000 * streams + repetition
     words = words_for(endpoint, generator.model, result, streams=streams, requests=requests, seed=seed)
-    before = sum(other.cpu_seconds() for other in idle)
     generator.run(words, endpoint.key)
-    idle_cpu_s = sum(other.cpu_seconds() for other in idle) - before
     found = json.loads(result.read_text())
     try:
-        return read_run(found, endpoint.name, streams, repetition, requests, idle_cpu_s)
+        return read_run(found, endpoint.name, streams, repetition, requests)
     except BenchError as error:
         raise BenchError(f"{error}; the end of its log:\n{tail(endpoint.log)}") from None
 
 
-def read_run(
-    found: dict[str, object], endpoint: str, streams: int, repetition: int, requests: int, idle_cpu_s: float
-) -> Run:
+def read_run(found: dict[str, object], endpoint: str, streams: int, repetition: int, requests: int) -> Run:
     """Checks and reads the load generator's result. Raises BenchError."""
     expected = requests * OUTPUT_TOKENS
     if found["completed"] != requests or found["total_output_tokens"] != expected:
@@ -133,7 +123,6 @@ def read_run(
         output_tokens_s=_number(found, "output_throughput"),
         ttft_ms=_number(found, "median_ttft_ms"),
         tpot_ms=_number(found, "median_tpot_ms"),
-        idle_cpu_s=round(idle_cpu_s, 2),
     )
 
 

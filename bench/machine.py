@@ -42,11 +42,6 @@ def our_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "uvicorn", "tokenizers")}
 
 
-def cpu_seconds(pid: int) -> float:
-    """User + system time of `pid` and its living descendants (proc_pid_stat(5), fields 14 and 15)."""
-    return sum(own_cpu_seconds(member) for member in (pid, *children(pid)))
-
-
 def peak_bytes(pid: int) -> int:
     """The largest resident memory that any one of `pid` and its living descendants ever had (proc(5), VmHWM)."""
     return max(_high_water(member) for member in (pid, *children(pid)))

@@ -226,7 +226,6 @@ def markdown(result: Result) -> str:
     machine, limits = result.machine, result.limits
     repetitions = 1 + max(run.repetition for run in result.runs)
     versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
-    idle = max(run.idle_cpu_s / run.duration_s for run in result.runs)
     noise = f"\n**Not a quiet machine** (load average {machine.load_before} before the run): read ratios only.\n"
     beside = f"\n## Beside other engines\n\n{others_table(result.others, result.rows)}\n" if result.others else ""
     missing = "".join(f"\nNot measured: {problem}\n" for problem in result.problems)
@@ -234,8 +233,9 @@ def markdown(result: Result) -> str:
     return f"""# Demo model on the CPU, {result.date}
 
 SmolLM2-135M-Instruct; random prompts of {PROMPT_TOKENS} tokens, {OUTPUT_TOKENS} tokens out, greedy, end of sequence
-ignored; medians of {repetitions} alternating repetitions. All servers are up, one is loaded. fp32 is compared with vLLM
-in fp32 and with vLLM's better configuration, int8 with the latter: the one with more tokens/s at that level.
+ignored; medians of {repetitions} alternating repetitions. All servers are up, all but the loaded one stopped. fp32 is
+compared with vLLM in fp32 and with vLLM's better configuration, int8 with the latter: the one with more tokens/s at
+that level.
 {"" if machine.load_before <= QUIET_LOAD else noise}
 {table(result.rows)}
 
@@ -248,7 +248,6 @@ in fp32 and with vLLM's better configuration, int8 with the latter: the one with
   {limits.bf16_gflop_s} (bf16), {limits.int8_gflop_s} (int8) ×10⁹ operations/s, with torch. Our fp32 math may pass
   the peak of fp32 units: weights that are exactly bfloat16 are multiplied by float32 activations in three exact parts
   on bf16 units, so the limit is the faster of the fp32 peak and a third of the bf16 peak (formulas: `bench/limits.py`).
-- The idle servers took at most {100 * idle:.1f} % of one core together while another was measured.
 - Machine: {machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB; {machine.system}.
 - Versions: {versions}; commit {machine.commit}.
 - Command: `{result.command}`. Every single run is in the JSON file beside this one.

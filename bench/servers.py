@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from bench.machine import cpu_seconds, peak_bytes
+from bench.machine import peak_bytes
 from runtime.deployment import (
     ApiKey,
     Deployment,
@@ -77,12 +78,28 @@ class Endpoint:
                 )
                 for command in self.commands
             ]
+        self.wait_for_token(started)
+        self.first_token_s = time.monotonic() - started
+
+    def wait_for_token(self, since: float) -> None:
+        """Returns once it has generated one. Raises BenchError with the log's end when it ends, or has not done so in
+        START_TIMEOUT_S from `since`."""
         headers = {"Authorization": f"Bearer {self.key}"}
         with httpx.Client(base_url=self.url, headers=headers, timeout=60) as client:
             while not self._answers(client):
-                self._check_alive(started)
+                self._check_alive(since)
                 time.sleep(0.05)
-        self.first_token_s = time.monotonic() - started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes nothing of the machine but memory."""
+        for process in self.processes:
+            _signal(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in self.processes:
+                _signal(process, signal.SIGCONT)
 
     def stop(self) -> None:
         for process in self.processes:
@@ -94,9 +111,6 @@ class Endpoint:
                 _signal(process, signal.SIGKILL)
                 process.wait()
         self.processes = []
-
-    def cpu_seconds(self) -> float:
-        return sum(cpu_seconds(process.pid) for process in self.processes)
 
     def peak_bytes(self) -> int:
         """Most memory that the largest of its processes, the engine, ever held."""

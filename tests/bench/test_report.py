@@ -34,7 +34,7 @@ PLAIN = Form(weight_bytes=FP32, gflop_s=100.0)
 
 
 def run(endpoint: str, repetition: int, speed: float, streams: int = 8, ttft: float = 500.0) -> Run:
-    return Run(endpoint, streams, repetition, 32, 30.0, speed, ttft, 60.0, 0.1)
+    return Run(endpoint, streams, repetition, 32, 30.0, speed, ttft, 60.0)
 
 
 def result(load_before: float) -> Result:
@@ -118,7 +118,7 @@ def test_int8_is_limited_by_the_fastest_units() -> None:
 def test_a_run_that_lost_a_request_or_a_token_is_no_result(completed: int, tokens: int) -> None:
     found: dict[str, object] = {"completed": completed, "total_output_tokens": tokens}
     with pytest.raises(BenchError, match="of 8 requests"):
-        read_run(found, INT8, 1, 0, 8, 0.0)
+        read_run(found, INT8, 1, 0, 8)
 
 
 def test_the_page_says_when_the_machine_was_busy() -> None:
