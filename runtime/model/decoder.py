@@ -11,8 +11,8 @@ matrix (runtime.model.group); what is called here is then the shared layer, sums
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,21 +24,7 @@ from runtime.model.matrix import Matrices, Piece
 from runtime.model.rope import rope_table
 from runtime.model_spec import ModelSpec, MoeSpec
 from runtime.ops.batch import Batch
-from runtime.ops.ops import Linear, Ops, as_is
-
-Mlp = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Weights of one layer, ready to call. N and K count the heads of this rank."""
-
-    input_norm: Tensor  # [H]
-    qkv: Linear  # H → (N + 2K)·D
-    qk_norms: tuple[Tensor, Tensor] | None  # [D], [D]
-    o: Linear  # N·D → H
-    mlp_norm: Tensor  # [H]
-    mlp: Mlp
+from runtime.ops.ops import Block, DenseMlp, Layer, Linear, Mlp, Ops, as_is, not_fused
 
 
 class Decoder:
@@ -65,26 +51,36 @@ class Decoder:
         self.num_kv_heads = num_kv_heads  # of this rank
         self.rope_table = rope_table(spec, max_model_len).to(final_norm.device)
         self.scale = spec.head_dim**-0.5
+        following = [*(layer.input_norm for layer in layers[1:]), final_norm]
+        self.blocks = [self._make_block(layer, norm) for layer, norm in zip(layers, following, strict=True)]
 
     def forward(self, batch: Batch, caches: list[Tensor]) -> Tensor:
         """Logits [S, V] in float32 of the tokens in `batch.samples`; on ranks other than 0, their share of them.
 
         `caches` holds one tensor [2, blocks, block_size, K, D] per layer.
         """
-        ops, eps = self.ops, self.spec.rms_eps
         residual = self.embed(batch.tokens)
-        x = ops.rms_norm(residual, self.layers[0].input_norm, eps)
-        last = len(self.layers) - 1
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            query = ops.rope_write(layer.qkv(x), layer.qk_norms, eps, self.rope_table, cache, batch)
-            x = layer.o(ops.attention(query, cache, batch, self.scale).flatten(1))
-            if index == last:  # nobody reads the other tokens any more
-                x, residual = x[batch.samples], residual[batch.samples]
-            x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, eps)
-            x = layer.mlp(x)
-            following = self.final_norm if index == last else self.layers[index + 1].input_norm
-            x, residual = ops.add_rms_norm(x, residual, following, eps)
+        x = self.ops.rms_norm(residual, self.layers[0].input_norm, self.spec.rms_eps)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, residual = block(x, residual, cache, batch)
         return self.head(x).float()
+
+    def _make_block(self, layer: Layer, next_norm: Tensor) -> Block:
+        """The layer with the norm behind it: in one call where the ops can do that, else op by op."""
+        fuse = self.ops.fuse if next_norm is not self.final_norm else not_fused
+        fused = fuse(layer, next_norm, self.rope_table, self.spec.rms_eps, self.scale)
+        return fused or partial(self._run_layer, layer, next_norm)
+
+    def _run_layer(
+        self, layer: Layer, next_norm: Tensor, x: Tensor, residual: Tensor, cache: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        ops, eps = self.ops, self.spec.rms_eps
+        query = ops.rope_write(layer.qkv(x), layer.qk_norms, eps, self.rope_table, cache, batch)
+        x = layer.o(ops.attention(query, cache, batch, self.scale).flatten(1))
+        if next_norm is self.final_norm:  # nobody reads the other tokens any more
+            x, residual = x[batch.samples], residual[batch.samples]
+        x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, eps)
+        return ops.add_rms_norm(layer.mlp(x), residual, next_norm, eps)
 
 
 def load_decoder(
@@ -207,8 +203,7 @@ class _Loader:
         parts = [(prefix + name, inner, span) for name in ("gate_proj", "up_proj")]
         gate_up = self._shared_outputs(parts, self.spec.hidden_size, bias=self.spec.mlp_bias)
         down = self._shared_inputs(prefix + "down_proj", inner, span, bias=self.spec.mlp_bias)
-        silu_mul = self.ops.silu_mul
-        return lambda x: down(silu_mul(gate_up(x)))
+        return DenseMlp(gate_up, down, self.ops.silu_mul)
 
     def _moe(self, moe: MoeSpec, prefix: str) -> Mlp:
         hidden, inner, own = self.spec.hidden_size, moe.intermediate_size, self.share.experts

@@ -51,6 +51,7 @@ def cpu_ops(quantization: str | None = None) -> Ops:
         silu_mul=kernels.silu_mul,
         rope_write=kernels.rope_write,
         attention=kernels.attention,
+        fuse=panels.fuse,
     )
 
 

@@ -84,7 +84,7 @@ void amx_block(const Layer& l, int64_t panel, int64_t upper, int64_t lower, Plan
 
 void amx_linear(const Layer& l, const float* x, float* y, int64_t rows) {
   const int64_t pairs = panel_outputs(l.out) / (2 * PANEL), block = std::min(rows, row_block(3 * 2 * l.depth));
-  std::vector<uint16_t> planes(size_t(3 * block * l.depth));
+  Scratch<uint16_t> planes(3 * block * l.depth);
   uint16_t *high = planes.data(), *middle = high + block * l.depth, *low = middle + block * l.depth;
 #pragma omp parallel if (rows * l.out * l.depth > PARALLEL_MACS)
   for (int64_t first = 0; first < rows; first += block) {
@@ -194,9 +194,9 @@ void dc_bf16_pack(const uint16_t* weight, uint16_t* packed, int64_t out, int64_t
   }
 }
 
-void dc_bf16_linear(const float* x, const uint16_t* packed, const float* bias, float* y, int64_t rows, int64_t out,
-                    int64_t in) {
-  const Layer l{packed, bias, out, in, padded(in, STEP)};
+void dc_bf16_linear(const PanelLinear* layer, const float* x, float* y, int64_t rows) {
+  const auto* packed = static_cast<const uint16_t*>(layer->packed);
+  const Layer l{packed, layer->bias, layer->out, layer->in, padded(layer->in, STEP)};
 #if defined(__AMX_BF16__)
   if (has_amx) return amx_linear(l, x, y, rows);
 #endif

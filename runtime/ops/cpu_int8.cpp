@@ -275,13 +275,14 @@ void dc_int8_pack(const int8_t* weight, int8_t* packed, int32_t* w_sum, int64_t 
   }
 }
 
-void dc_int8_linear(const float* x, const int8_t* packed, const float* w_scale, const int32_t* w_sum, const float* bias,
-                    float* y, int64_t rows, int64_t out, int64_t in) {
-  const Layer l{packed, w_scale, bias, w_sum, out, padded(in, STEP)};
+void dc_int8_linear(const PanelLinear* layer, const float* x, float* y, int64_t rows) {
+  const int64_t out = layer->out, in = layer->in;
+  const Layer l{static_cast<const int8_t*>(layer->packed), layer->scale, layer->bias, layer->sums, out, padded(in, STEP)};
   const int64_t pairs = panel_outputs(out) / (2 * PANEL), whole = padded(rows, 16);
   const int64_t block = std::min(whole, row_block(PARTS * l.depth * int64_t(sizeof(Quant)))), next = block * l.depth;
-  std::vector<Quant> parts(size_t(PARTS * next));
-  std::vector<float> scale(static_cast<size_t>(block));
+  Scratch<Quant> parts(PARTS * next);
+  Scratch<float> scales(block);
+  float* scale = scales.data();
 #pragma omp parallel if (rows * out * l.depth > PARALLEL_MACS)
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
@@ -292,7 +293,7 @@ void dc_int8_linear(const float* x, const int8_t* packed, const float* w_scale, 
       scale[r] = quantize_row(x + (first + r) * in, in, l.depth, to, tiles ? 16 * STEP : STEP, next);
     }
 #pragma omp for schedule(static)
-    for (int64_t p = 0; p < pairs; ++p) pair_of_panels(l, p, count, parts.data(), next, scale.data(), y + first * out);
+    for (int64_t p = 0; p < pairs; ++p) pair_of_panels(l, p, count, parts.data(), next, scale, y + first * out);
   }
 }
 

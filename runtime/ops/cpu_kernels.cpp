@@ -8,6 +8,8 @@
 //
 //     keys    [blocks][K][D][block_size]        values  [blocks][K][block_size][D]
 
+#include "cpu_kernels.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

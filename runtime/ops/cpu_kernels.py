@@ -23,7 +23,9 @@ from torch import Tensor
 from runtime.ops.batch import Batch
 from runtime.ops.ops import Linear
 
-SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_bf16.cpp", "cpu_int8.cpp")]
+_FOLDER = Path(__file__).parent
+SOURCES = [_FOLDER / name for name in ("cpu_kernels.cpp", "cpu_bf16.cpp", "cpu_int8.cpp", "cpu_layer.cpp")]
+HEADERS = [_FOLDER / name for name in ("cpu_kernels.h", "cpu_panels.h")]
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 BUILD_TIMEOUT_S = 120
 
@@ -43,10 +45,10 @@ _SIGNATURES = {
     "dc_panel_outputs": "n:n",
     "dc_bf16_packed_bytes": "n:nn",
     "dc_bf16_pack": ":ppnn",
-    "dc_bf16_linear": ":ppppnnn",
     "dc_int8_packed_bytes": "n:nn",
     "dc_int8_pack": ":pppnn",
-    "dc_int8_linear": ":ppppppnnn",
+    "dc_panel_linear": ":pppn",
+    "dc_layer": ":pppppp",
 }
 
 
@@ -77,9 +79,7 @@ def cache_dir() -> Path:
 
 def _build(compiler: str, arch: str) -> Path:
     """The shared library for these sources, this compiler and this CPU."""
-    digest = hashlib.sha256(
-        b"".join(source.read_bytes() for source in (Path(__file__).with_name("cpu_panels.h"), *SOURCES))
-    )
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in (*HEADERS, *SOURCES)))
     flags = (*FLAGS, f"-march={arch}")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BUILD_TIMEOUT_S).stdout
     for part in (" ".join(flags).encode(), version, platform.machine().encode(), _cpu_features()):
@@ -178,7 +178,7 @@ class CpuKernels:
         heads = qkv.shape[1] // dim - 2 * kv_heads
         query = qkv.new_empty(tokens, heads, dim)
         q_norm, k_norm = (norms[0].data_ptr(), norms[1].data_ptr()) if norms else (None, None)
-        keys, values = _cache_pointers(cache)
+        keys, values = cache_pointers(cache)
         self._library.dc_rope_write(
             qkv.data_ptr(), q_norm, k_norm, eps, table.data_ptr(), batch.positions.data_ptr(),
             batch.slots.data_ptr(), keys, values, query.data_ptr(), tokens, heads, kv_heads, dim, block_size,
@@ -189,7 +189,7 @@ class CpuKernels:
         query = query.contiguous()
         block_size, kv_heads, dim = cache.shape[2:]
         out = torch.empty_like(query)
-        keys, values = _cache_pointers(cache)
+        keys, values = cache_pointers(cache)
         self._library.dc_attention(
             query.data_ptr(), keys, values, batch.starts.data_ptr(), batch.contexts.data_ptr(),
             batch.tables.data_ptr(), out.data_ptr(), len(batch.rows), batch.tables.shape[1], block_size,
@@ -198,7 +198,7 @@ class CpuKernels:
         return out
 
 
-def _cache_pointers(cache: Tensor) -> tuple[int, int]:
+def cache_pointers(cache: Tensor) -> tuple[int, int]:
     """Addresses of the keys and of the values in a cache [2, blocks, block_size, K, D]."""
     start = cache.data_ptr()
     return start, start + cache.stride(0) * cache.element_size()

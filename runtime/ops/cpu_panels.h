@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include "cpu_kernels.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

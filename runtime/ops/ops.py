@@ -14,10 +14,44 @@ from runtime.ops.batch import Batch
 from runtime.ops.fp8 import Weight, dense, fp8_math, quantize
 
 Linear = Callable[[Tensor], Tensor]  # [T, in] → [T, out]
+Mlp = Callable[[Tensor], Tensor]  # [T, H] → [T, H]
 PackLinear = Callable[[Weight, Tensor | None], Linear]  # weight [out, in], bias [out]
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [T, H], weights and chosen [T, top_k] (`route`) → [T, H]
 PackExperts = Callable[[Weight, Weight, int], Experts]  # gate_up [E, 2·I, H], down [E, H, I], number of the first one
+Block = Callable[[Tensor, Tensor, Tensor, Batch], tuple[Tensor, Tensor]]  # x, residual, cache ► the next x, residual
 RopeWrite = Callable[[Tensor, tuple[Tensor, Tensor] | None, float, Tensor, Tensor, Batch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMlp:
+    """down(silu(gate(x)) · up(x))"""
+
+    gate_up: Linear
+    down: Linear
+    silu_mul: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.silu_mul(self.gate_up(x)))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights of one layer of a decoder, ready to call. N and K count the heads of this rank."""
+
+    input_norm: Tensor  # [H]
+    qkv: Linear  # H → (N + 2K)·D
+    qk_norms: tuple[Tensor, Tensor] | None  # [D], [D]
+    o: Linear  # N·D → H
+    mlp_norm: Tensor  # [H]
+    mlp: Mlp
+
+
+def not_fused(layer: Layer, next_norm: Tensor, rope_table: Tensor, eps: float, scale: float) -> Block | None:
+    """The layer and the norm behind it in one call, where that is faster; here, they run op by op.
+
+    What is returned overwrites its x and residual.
+    """
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +74,7 @@ class Ops:
     attention: Callable[[Tensor, Tensor, Batch, float], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
     recordable: bool = False
+    fuse: Callable[[Layer, Tensor, Tensor, float, float], Block | None] = not_fused
 
 
 def as_is(weight: Tensor) -> Weight:
@@ -91,7 +126,8 @@ REFERENCE = Ops(
 def choose(device: torch.device, dtype: torch.dtype, quantization: str | None = None) -> Ops:
     """The fastest ops for `device` and `dtype`.
 
-    `quantization` "fp8" keeps the matrices of the layers in fp8; without it those that are stored so are unpacked.
+    `quantization` "int8" is for CPUs (runtime.ops.int8). "fp8" keeps the matrices of the layers in fp8; without it
+    those that are stored so are unpacked.
     """
     if device.type == "cpu" and dtype == torch.float32:
         from runtime.ops.cpu import cpu_ops

@@ -1,60 +1,27 @@
 """The C++ kernels compute what the plain-torch reference computes."""
 
-import os
-import shutil
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 
 from runtime.ops import cpu, cpu_kernels, reference
-from runtime.ops.batch import Batch
 from runtime.ops.cpu_kernels import CpuKernels
+from tests.lab.batches import make_batch
+from tests.lab.cpu_arches import library
 
 EPS = 1e-5
 
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    if shutil.which("g++") is None and shutil.which("c++") is None and not os.environ.get("CI"):
-        pytest.skip("no C++ compiler on PATH; the kernels are optional (apt-get install g++)")
-    library = cpu_kernels.load_library()
-    assert library is not None, "a compiler is there, so the kernels must build"
-    return CpuKernels(library)
+    return CpuKernels(library("native"))
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def make_batch(rows: list[tuple[int, int]], block_size: int) -> tuple[Batch, int]:
-    """A batch whose requests own shuffled blocks; also the number of blocks."""
-    widths = [-(-context // block_size) for _, context in rows]
-    blocks = (torch.randperm(sum(widths)) + 1).tolist()
-    starts = [0, *accumulate(count for count, _ in rows)]
-    tables = torch.zeros(len(rows), max(widths), dtype=torch.int32)
-    positions: list[int] = []
-    slots: list[int] = []
-    for index, (count, context) in enumerate(rows):
-        own = [blocks.pop() for _ in range(widths[index])]
-        tables[index, : len(own)] = torch.tensor(own)
-        for position in range(context - count, context):
-            positions.append(position)
-            slots.append(own[position // block_size] * block_size + position % block_size)
-    batch = Batch(
-        tokens=torch.zeros(starts[-1], dtype=torch.int64),
-        positions=torch.tensor(positions),
-        slots=torch.tensor(slots),
-        starts=torch.tensor(starts, dtype=torch.int32),
-        contexts=torch.tensor([context for _, context in rows], dtype=torch.int32),
-        tables=tables,
-        samples=torch.tensor(starts[1:]) - 1,
-        rows=tuple(rows),
-    )
-    return batch, sum(widths) + 1
 
 
 def kernel_layout(cache: torch.Tensor) -> torch.Tensor:
