@@ -35,10 +35,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How an engine keeps a weight (bytes), and the peak of its products with them (10⁹ operations/s)."""
+    """How an engine keeps a weight and a number of the KV cache (bytes), and the peak of its products (10⁹/s)."""
 
     weight_bytes: int
     gflop_s: float
+    kv_bytes: int = FP32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Work:
 
     block_weights: int  # weights that every token meets
     head_weights: int  # weights that only an output token meets
-    kv_bytes: int  # bytes that one token of context adds to each later step
+    kv_numbers: int  # keys and values of one token of context, read by each later step
 
 
 def form_fp32(limits: Limits, weight_bytes: int) -> Form:
@@ -60,17 +61,17 @@ def form_fp32(limits: Limits, weight_bytes: int) -> Form:
 def form_int8(limits: Limits) -> Form:
     """Weights of 8 bits, as if each met an activation once. int8 units are never slower than those for bf16, whatever
     torch's own int8 product makes of them."""
-    return Form(INT8, max(limits.int8_gflop_s, limits.bf16_gflop_s, limits.fp32_gflop_s))
+    return Form(INT8, max(limits.int8_gflop_s, limits.bf16_gflop_s, limits.fp32_gflop_s), BF16)
 
 
 def work_of(spec: ModelSpec) -> Work:
-    """A dense decoder: q, k, v, o and the three MLP matrices of each layer, and the output head; KV cache in fp32."""
+    """A dense decoder: q, k, v, o and the three MLP matrices of each layer, and the output head; and a KV cache."""
     attention = 2 * spec.hidden_size * (spec.q_size + spec.kv_size)
     mlp = 3 * spec.hidden_size * spec.intermediate_size
     return Work(
         block_weights=spec.num_layers * (attention + mlp),
         head_weights=spec.vocab_size * spec.hidden_size,
-        kv_bytes=2 * spec.num_layers * spec.kv_size * FP32,
+        kv_numbers=2 * spec.num_layers * spec.kv_size,
     )
 
 
@@ -84,7 +85,9 @@ def output_limit(work: Work, limits: Limits, form: Form, *, prompt: int, output:
     steps = output - 1  # the first output token comes with the prompt
     weights = (work.block_weights + work.head_weights) * form.weight_bytes
     context = prompt + output / 2
-    memory_s = (weights * output + streams * steps * context * work.kv_bytes) / (limits.read_gb_s * 1e9)
+    memory_s = (weights * output + streams * steps * context * work.kv_numbers * form.kv_bytes) / (
+        limits.read_gb_s * 1e9
+    )
     per_request = 2 * (work.block_weights * (prompt + steps) + work.head_weights * output)
     matmul_s = streams * per_request / (form.gflop_s * 1e9)
     return streams * output / max(memory_s, matmul_s)
@@ -92,7 +95,8 @@ def output_limit(work: Work, limits: Limits, form: Form, *, prompt: int, output:
 
 def decode_limit_ms(work: Work, limits: Limits, form: Form, *, prompt: int, output: int) -> float:
     """Milliseconds that reading the weights and the KV cache takes for one token of one stream, in the mean."""
-    read = (work.block_weights + work.head_weights) * form.weight_bytes + (prompt + output / 2) * work.kv_bytes
+    context = (prompt + output / 2) * work.kv_numbers
+    read = (work.block_weights + work.head_weights) * form.weight_bytes + context * form.kv_bytes
     return read / (limits.read_gb_s * 1e6)
 
 

@@ -133,7 +133,7 @@ def _score(model: Decoder, windows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """For all windows: the negative log likelihood of every token but its first, and the best token everywhere."""
     spec = model.spec
     shape = (2, WINDOW // BLOCK + 1, BLOCK, model.num_kv_heads, spec.head_dim)
-    caches = [torch.zeros(shape) for _ in range(spec.num_layers)]
+    caches = [torch.zeros(shape, dtype=model.ops.cache_dtype) for _ in range(spec.num_layers)]
     losses, chosen = [], []
     for window in windows:
         logits = model.forward(whole(window), caches)

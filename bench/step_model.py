@@ -38,7 +38,7 @@ BF16 = Widths(2, 2, 2)  # or float16
 FP8 = Widths(sizing.LINEAR_BYTES["fp8"], 2, 2)
 CPU_FP32 = Widths(4, 4, 4)
 CPU_BF16 = Widths(2, 2, 4)  # float32 math over weights that are kept in bfloat16
-CPU_INT8 = Widths(1, 1, 4)
+CPU_INT8 = Widths(1, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)

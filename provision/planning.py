@@ -230,7 +230,8 @@ class _Draft:
         self.max_num_seqs = spec.max_num_seqs or seqs
         self._choose_tp()
         self.need = self._need(self.tp)
-        self.kv_bytes = sizing.kv_bytes_per_token(model, dtype=self.dtype, tp=self.tp)
+        cache = sizing.cache_dtype(self.dtype, self.quantization)
+        self.kv_bytes = sizing.kv_bytes_per_token(model, dtype=cache, tp=self.tp)
         self.pool = self._pool()
         self.blocks = sizing.kv_blocks(self.pool, self.kv_bytes, BLOCK_SIZE)
         self._choose_len()
@@ -282,7 +283,8 @@ class _Draft:
     def model_request_bytes(self) -> int:
         """KV cache of one request of the length asked for, or of a comfortable one, on one GPU."""
         length = self.spec.max_model_len or min(self.model.max_position, COMFORT_LEN)
-        return length * sizing.kv_bytes_per_token(self.model, dtype=self.dtype)
+        cache = sizing.cache_dtype(self.dtype, self.quantization)
+        return length * sizing.kv_bytes_per_token(self.model, dtype=cache)
 
     def _need(self, tp: int) -> sizing.Need:
         model, gpu = self.model, self.machine.gpu

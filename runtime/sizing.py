@@ -135,6 +135,11 @@ def checkpoint_bytes(model: ModelSpec) -> int:
     return weights_bytes(model, dtype=dtype, quantization=model.quantization)
 
 
+def cache_dtype(dtype: str, quantization: str | None) -> str:
+    """Of the KV cache: that of the activations, but 16 bits beside weights in int8, which lose more."""
+    return "bfloat16" if quantization == "int8" else dtype
+
+
 def kv_bytes_per_token(model: ModelSpec, *, dtype: str, tp: int = 1) -> int:
     """KV cache per token on each GPU: 2·L·max(1, nkv/tp)·d·b (k and v; replicated once tp > nkv)."""
     heads = max(1, model.num_kv_heads // tp)

@@ -42,7 +42,7 @@ class Runner:
     ) -> None:
         self.model = model
         self.device = device
-        self.dtype = dtype
+        self.cache_dtype = model.ops.cache_dtype or dtype
         self.block_size = block_size
         self.group = group
         self.caches: list[Tensor] = []
@@ -61,7 +61,8 @@ class Runner:
     def kv_bytes_per_block(self) -> int:
         """2 (key and value) · layers · block_size · K · D · bytes, on this rank."""
         spec = self.model.spec
-        return 2 * spec.num_layers * self.block_size * self.model.num_kv_heads * spec.head_dim * self.dtype.itemsize
+        numbers = 2 * spec.num_layers * self.block_size * self.model.num_kv_heads * spec.head_dim
+        return numbers * self.cache_dtype.itemsize
 
     def allocate(self, num_blocks: int) -> None:
         """Makes the KV pool, replacing the one before. On a CPU the zeros are written now: a lack of memory
@@ -72,7 +73,7 @@ class Runner:
         shape = (2, num_blocks, self.block_size, self.model.num_kv_heads, spec.head_dim)
         self.caches = []
         self.release_memory()
-        self.caches = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(spec.num_layers)]
+        self.caches = [torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(spec.num_layers)]
 
     @torch.inference_mode()
     def record(self, sizes: list[int], width: int, record: Record | None = None) -> None:

@@ -22,13 +22,14 @@ PACK_ROWS = 32
 
 def cpu_ops(quantization: str | None = None) -> Ops:
     """Our kernels where a compiler is at hand, else torch's own ops. `quantization`: "int8", or None."""
-    library = load_library()
+    library, is_int8 = load_library(), quantization == "int8"
+    plain = replace(REFERENCE, cache_dtype=torch.bfloat16 if is_int8 else None)  # less is lost than by the weights
     if library is None:
         exact = unpacked(pack_linear, torch.float32)
-        pack = unpacked(int8.pack_linear, torch.float32) if quantization == "int8" else exact
+        pack = unpacked(int8.pack_linear, torch.float32) if is_int8 else exact
         experts = one_by_one(pack, REFERENCE.silu_mul)
         return replace(
-            REFERENCE, name="cpu-torch", pack_linear=pack, pack_router=exact, pack_experts=experts, attention=attention
+            plain, name="cpu-torch", pack_linear=pack, pack_router=exact, pack_experts=experts, attention=attention
         )
     kernels, panels = CpuKernels(library), Panels(library)
 
@@ -39,9 +40,9 @@ def cpu_ops(quantization: str | None = None) -> Ops:
         return kernels.pack_linear(weight, bias)
 
     exact = unpacked(pack_exact, torch.float32)
-    pack = unpacked(panels.pack_int8, torch.float32) if quantization == "int8" else exact
+    pack = unpacked(panels.pack_int8, torch.float32) if is_int8 else exact
     return replace(
-        REFERENCE,
+        plain,
         name="cpu",
         pack_linear=pack,
         pack_router=exact,
@@ -79,7 +80,7 @@ def attention(query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tenso
     longest = int(contexts.max())
     block_size, heads, dim = cache.shape[2:]
     blocks = batch.tables[rows, : -(-longest // block_size)]
-    keys, values = cache[:, blocks.flatten()].view(2, len(decodes), -1, heads, dim).transpose(2, 3)
+    keys, values = cache[:, blocks.flatten()].to(query.dtype).view(2, len(decodes), -1, heads, dim).transpose(2, 3)
     mask = torch.arange(keys.shape[2]) < contexts[:, None]
     q = query[tokens].unsqueeze(2)  # [R, N, 1, D]
     o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None, None], scale=scale, enable_gqa=True)

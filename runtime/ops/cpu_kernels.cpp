@@ -7,6 +7,8 @@
 // transposed, so that 16 neighbouring keys are one vector and a score needs no horizontal sum.
 //
 //     keys    [blocks][K][D][block_size]        values  [blocks][K][block_size][D]
+//
+// Their numbers are float32, or bfloat16: a step of many short requests reads more of the cache than of the weights.
 
 #include "cpu_kernels.h"
 
@@ -14,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -29,6 +32,40 @@ inline vec load(const float* p) {
   vec v;
   std::memcpy(&v, p, sizeof v);
   return v;
+}
+
+struct Half {  // bfloat16
+  uint16_t bits;
+};
+
+typedef uint16_t hvec __attribute__((vector_size(W * sizeof(uint16_t))));
+typedef uint32_t uvec __attribute__((vector_size(W * sizeof(uint32_t))));
+
+inline vec load(const Half* p) {
+  hvec bits;
+  std::memcpy(&bits, p, sizeof bits);
+  const uvec wide = __builtin_convertvector(bits, uvec) << 16;
+  vec v;
+  std::memcpy(&v, &wide, sizeof v);
+  return v;
+}
+
+inline float number(float x) { return x; }
+
+inline float number(Half x) {
+  const uint32_t wide = uint32_t(x.bits) << 16;
+  float v;
+  std::memcpy(&v, &wide, sizeof v);
+  return v;
+}
+
+inline void put(float* to, float x) { *to = x; }
+
+// To the nearest; a tie to the even one. What is not a number stays so.
+inline void put(Half* to, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
@@ -111,8 +148,8 @@ void rotate(const float* x, const float* cos, const float* sin, float* out, int6
 
 // score[row][0..W) = q[row] · the W keys at `keys`, whose element d lies `stride` floats after element d - 1. The sum is
 // taken in the same order for any ROWS: a row's numbers must not depend on which rows happen to be beside it.
-template <int ROWS>
-void scores(const float* q, const float* keys, int64_t stride, float* score, int64_t ld, int64_t dim) {
+template <int ROWS, class Kv>
+void scores(const float* q, const Kv* keys, int64_t stride, float* score, int64_t ld, int64_t dim) {
   vec even[ROWS] = {}, odd[ROWS] = {};
   int64_t d = 0;
   for (; d + 2 <= dim; d += 2) {
@@ -127,8 +164,8 @@ void scores(const float* q, const float* keys, int64_t stride, float* score, int
 }
 
 // acc[row] += Σ_key p[row][key] · value[key], for `count` keys
-template <int ROWS>
-void accumulate(const float* p, int64_t ld, const float* values, int64_t stride, float* acc, int64_t count, int64_t dim) {
+template <int ROWS, class Kv>
+void accumulate(const float* p, int64_t ld, const Kv* values, int64_t stride, float* acc, int64_t count, int64_t dim) {
   int64_t d = 0;
   for (; d + W <= dim; d += W) {
     vec a[ROWS];
@@ -141,11 +178,13 @@ void accumulate(const float* p, int64_t ld, const float* values, int64_t stride,
   }
   for (; d < dim; ++d)
     for (int r = 0; r < ROWS; ++r)
-      for (int64_t k = 0; k < count; ++k) acc[r * dim + d] += p[r * ld + k] * values[k * stride + d];
+      for (int64_t k = 0; k < count; ++k) acc[r * dim + d] += p[r * ld + k] * number(values[k * stride + d]);
 }
 
+template <class Kv>
 struct Attention {
-  const float *query, *keys, *values;  // [T, N, D]; keys and values as above
+  const float* query;         // [T, N, D]
+  const Kv *keys, *values;  // as above
   const int32_t *starts, *contexts, *tables;
   float* out;
   int64_t max_blocks, block_size, heads, kv_heads, dim;
@@ -184,13 +223,14 @@ float exponentials(float* score, int64_t lanes, Running& run) {
   return decay;
 }
 
-void prefetch_keys(const Attention& a, int64_t block, int64_t kv_head) {
-  const float* keys = a.keys + (block * a.kv_heads + kv_head) * a.dim * a.block_size;
-  for (int64_t i = 0; i < a.dim * a.block_size; i += W) __builtin_prefetch(keys + i);
+template <class Kv>
+void prefetch_all(const Kv* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(Kv))) __builtin_prefetch(from + i);
 }
 
 // The queries that share one key-value head, `count` tokens from `first` on: rows = count · N/K, online softmax.
-void attend(const Attention& a, int64_t request, int64_t kv_head, int64_t first, int64_t count) {
+template <class Kv>
+void attend(const Attention<Kv>& a, int64_t request, int64_t kv_head, int64_t first, int64_t count) {
   const int64_t group = a.heads / a.kv_heads, rows = count * group, dim = a.dim, head_floats = dim * a.block_size;
   const int64_t begin = a.starts[request], total = a.starts[request + 1] - begin;
   const int64_t earlier = a.contexts[request] - total;  // keys before this step's first token
@@ -206,7 +246,7 @@ void attend(const Attention& a, int64_t request, int64_t kv_head, int64_t first,
     }
   const int64_t seen = earlier + first + count;  // keys that the last of these tokens sees
   struct Piece {  // up to W neighbouring keys of one block: one vector of scores per row
-    const float* values;
+    const Kv* values;
     int64_t key, count;
   };
   Piece pieces[CHUNK / W];
@@ -216,9 +256,10 @@ void attend(const Attention& a, int64_t request, int64_t kv_head, int64_t first,
       const int64_t block = table[key / a.block_size], offset = key % a.block_size;
       const int64_t n = std::min({int64_t(W), a.block_size - offset, seen - key});
       const int64_t head = (block * a.kv_heads + kv_head) * head_floats;
-      for (int64_t i = 0; i < n * dim; i += W) __builtin_prefetch(a.values + head + offset * dim + i);
-      if (key + n < seen) prefetch_keys(a, table[(key + n) / a.block_size], kv_head);
-      const float* key_vectors = a.keys + head + offset;
+      prefetch_all(a.values + head + offset * dim, n * dim);
+      if (key + n < seen)
+        prefetch_all(a.keys + (table[(key + n) / a.block_size] * a.kv_heads + kv_head) * head_floats, head_floats);
+      const Kv* key_vectors = a.keys + head + offset;
       int64_t r = 0;
       for (; r + 4 <= rows; r += 4)
         scores<4>(q + r * dim, key_vectors, a.block_size, score + r * CHUNK + used * W, CHUNK, dim);
@@ -259,6 +300,59 @@ struct HeadTile {
 };
 
 constexpr int64_t TILE_TOKENS = 32;
+
+template <class Kv>
+void attend_all(const Attention<Kv>& a, int64_t requests) {
+  std::vector<HeadTile> tiles;
+  int64_t pairs = 0;
+  for (int64_t r = 0; r < requests; ++r) {
+    const int64_t count = a.starts[r + 1] - a.starts[r];
+    pairs += count * a.contexts[r];
+    for (int64_t first = 0; first < count; first += TILE_TOKENS)
+      for (int64_t head = 0; head < a.kv_heads; ++head)
+        tiles.push_back({int32_t(r), int32_t(head), int32_t(first), int32_t(std::min(TILE_TOKENS, count - first))});
+  }
+#pragma omp parallel for schedule(dynamic) if (pairs * a.heads * a.dim > PARALLEL_FLOATS)
+  for (size_t i = 0; i < tiles.size(); ++i)
+    attend(a, tiles[i].request, tiles[i].kv_head, tiles[i].first, tiles[i].count);
+}
+
+struct Projected {
+  const float *qkv, *q_norm, *k_norm, *table;  // norms may be null
+  const int64_t *positions, *slots;
+  float eps;
+  int64_t tokens, heads, kv_heads, dim, block_size;
+};
+
+template <class Kv>
+void rope_write(const Projected& in, Kv* keys, Kv* values, float* query) {
+  const int64_t heads = in.heads, kv_heads = in.kv_heads, dim = in.dim, block_size = in.block_size;
+  const int64_t width = (heads + 2 * kv_heads) * dim, half = dim / 2;
+#pragma omp parallel for if (in.tokens * width > PARALLEL_FLOATS)
+  for (int64_t t = 0; t < in.tokens; ++t) {
+    std::vector<float> scratch(size_t(2 * dim), 0.0f);
+    float *normed = scratch.data(), *rotated = normed + dim;
+    const float *row = in.qkv + t * width, *cos = in.table + in.positions[t] * dim, *sin = cos + half;
+    const int64_t block = in.slots[t] / block_size, offset = in.slots[t] % block_size;
+    for (int64_t h = 0; h < heads + kv_heads; ++h) {
+      const float* x = row + h * dim;
+      const bool is_key = h >= heads;
+      if (in.q_norm != nullptr) {
+        norm_row(x, is_key ? in.k_norm : in.q_norm, in.eps, normed, dim);
+        x = normed;
+      }
+      rotate(x, cos, sin, is_key ? rotated : query + (t * heads + h) * dim, half);
+      if (!is_key) continue;
+      Kv* to = keys + (block * kv_heads + h - heads) * dim * block_size + offset;
+      for (int64_t d = 0; d < dim; ++d) put(to + d * block_size, rotated[d]);
+    }
+    for (int64_t h = 0; h < kv_heads; ++h) {
+      const float* from = row + (heads + kv_heads + h) * dim;
+      Kv* to = values + ((block * kv_heads + h) * block_size + offset) * dim;
+      for (int64_t d = 0; d < dim; ++d) put(to + d, from[d]);
+    }
+  }
+}
 
 // Linear layers. The weight [out, in] is packed in panels of PANEL outputs, [out / PANEL][in][PANEL], zero-padded.
 //
@@ -368,49 +462,23 @@ void dc_silu_mul(const float* gate_up, float* out, int64_t tokens, int64_t inner
 }
 
 void dc_rope_write(const float* qkv, const float* q_norm, const float* k_norm, float eps, const float* table,
-                   const int64_t* positions, const int64_t* slots, float* keys, float* values, float* query,
+                   const int64_t* positions, const int64_t* slots, void* keys, void* values, float* query, int64_t kv_bytes,
                    int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size) {
-  const int64_t width = (heads + 2 * kv_heads) * dim, half = dim / 2;
-#pragma omp parallel for if (tokens * width > PARALLEL_FLOATS)
-  for (int64_t t = 0; t < tokens; ++t) {
-    std::vector<float> scratch(size_t(2 * dim), 0.0f);
-    float *normed = scratch.data(), *rotated = normed + dim;
-    const float *row = qkv + t * width, *cos = table + positions[t] * dim, *sin = cos + half;
-    const int64_t block = slots[t] / block_size, offset = slots[t] % block_size;
-    for (int64_t h = 0; h < heads + kv_heads; ++h) {
-      const float* x = row + h * dim;
-      const bool is_key = h >= heads;
-      if (q_norm != nullptr) {
-        norm_row(x, is_key ? k_norm : q_norm, eps, normed, dim);
-        x = normed;
-      }
-      rotate(x, cos, sin, is_key ? rotated : query + (t * heads + h) * dim, half);
-      if (!is_key) continue;
-      float* to = keys + (block * kv_heads + h - heads) * dim * block_size + offset;
-      for (int64_t d = 0; d < dim; ++d) to[d * block_size] = rotated[d];
-    }
-    for (int64_t h = 0; h < kv_heads; ++h)
-      std::memcpy(values + ((block * kv_heads + h) * block_size + offset) * dim, row + (heads + kv_heads + h) * dim,
-                  size_t(dim) * sizeof(float));
-  }
+  const Projected in{qkv, q_norm, k_norm, table, positions, slots, eps, tokens, heads, kv_heads, dim, block_size};
+  if (kv_bytes == 2) return rope_write(in, static_cast<Half*>(keys), static_cast<Half*>(values), query);
+  rope_write(in, static_cast<float*>(keys), static_cast<float*>(values), query);
 }
 
-void dc_attention(const float* query, const float* keys, const float* values, const int32_t* starts,
-                  const int32_t* contexts, const int32_t* tables, float* out, int64_t requests, int64_t max_blocks,
+void dc_attention(const float* query, const void* keys, const void* values, const int32_t* starts, const int32_t* contexts,
+                  const int32_t* tables, float* out, int64_t kv_bytes, int64_t requests, int64_t max_blocks,
                   int64_t block_size, int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
-  const Attention a{query, keys, values, starts, contexts, tables, out, max_blocks, block_size, heads, kv_heads, dim, scale};
-  std::vector<HeadTile> tiles;
-  int64_t pairs = 0;
-  for (int64_t r = 0; r < requests; ++r) {
-    const int64_t count = starts[r + 1] - starts[r];
-    pairs += count * contexts[r];
-    for (int64_t first = 0; first < count; first += TILE_TOKENS)
-      for (int64_t head = 0; head < kv_heads; ++head)
-        tiles.push_back({int32_t(r), int32_t(head), int32_t(first), int32_t(std::min(TILE_TOKENS, count - first))});
-  }
-#pragma omp parallel for schedule(dynamic) if (pairs * heads * dim > PARALLEL_FLOATS)
-  for (size_t i = 0; i < tiles.size(); ++i)
-    attend(a, tiles[i].request, tiles[i].kv_head, tiles[i].first, tiles[i].count);
+  const auto run = [&](const auto* k, const auto* v) {
+    using Kv = std::remove_cv_t<std::remove_pointer_t<decltype(k)>>;
+    attend_all(Attention<Kv>{query, k, v, starts, contexts, tables, out, max_blocks, block_size, heads, kv_heads, dim, scale},
+               requests);
+  };
+  if (kv_bytes == 2) return run(static_cast<const Half*>(keys), static_cast<const Half*>(values));
+  run(static_cast<const float*>(keys), static_cast<const float*>(values));
 }
 
 int64_t dc_packed_floats(int64_t out, int64_t in) { return (out + PANEL - 1) / PANEL * PANEL * in; }

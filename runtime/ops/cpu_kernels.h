@@ -1,4 +1,4 @@
-// What the files of the library call of each other.
+// What the files of the library call of each other. `kv_bytes`: of a number in the KV cache, 4 (float32) or 2 (bfloat16).
 
 #pragma once
 
@@ -37,10 +37,10 @@ void dc_add_rms_norm(const float* x, const float* residual, const float* weight,
                      int64_t tokens, int64_t hidden);
 void dc_silu_mul(const float* gate_up, float* out, int64_t tokens, int64_t inner);
 void dc_rope_write(const float* qkv, const float* q_norm, const float* k_norm, float eps, const float* table,
-                   const int64_t* positions, const int64_t* slots, float* keys, float* values, float* query,
+                   const int64_t* positions, const int64_t* slots, void* keys, void* values, float* query, int64_t kv_bytes,
                    int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size);
-void dc_attention(const float* query, const float* keys, const float* values, const int32_t* starts,
-                  const int32_t* contexts, const int32_t* tables, float* out, int64_t requests, int64_t max_blocks,
+void dc_attention(const float* query, const void* keys, const void* values, const int32_t* starts, const int32_t* contexts,
+                  const int32_t* tables, float* out, int64_t kv_bytes, int64_t requests, int64_t max_blocks,
                   int64_t block_size, int64_t heads, int64_t kv_heads, int64_t dim, float scale);
 void dc_bf16_linear(const PanelLinear* layer, const float* x, float* y, int64_t rows);
 void dc_int8_linear(const PanelLinear* layer, const float* x, float* y, int64_t rows);

@@ -37,8 +37,8 @@ _SIGNATURES = {
     "dc_rms_norm": ":ppfpnn",
     "dc_add_rms_norm": ":pppfppnn",
     "dc_silu_mul": ":ppnn",
-    "dc_rope_write": ":pppfppppppnnnnn",
-    "dc_attention": ":pppppppnnnnnnf",
+    "dc_rope_write": ":pppfppppppnnnnnn",
+    "dc_attention": ":pppppppnnnnnnnf",
     "dc_packed_floats": "n:nn",
     "dc_pack": ":ppnn",
     "dc_linear": ":ppppnnn",
@@ -181,7 +181,8 @@ class CpuKernels:
         keys, values = cache_pointers(cache)
         self._library.dc_rope_write(
             qkv.data_ptr(), q_norm, k_norm, eps, table.data_ptr(), batch.positions.data_ptr(),
-            batch.slots.data_ptr(), keys, values, query.data_ptr(), tokens, heads, kv_heads, dim, block_size,
+            batch.slots.data_ptr(), keys, values, query.data_ptr(), cache.itemsize, tokens, heads, kv_heads, dim,
+            block_size,
         )  # fmt: skip
         return query
 
@@ -192,8 +193,8 @@ class CpuKernels:
         keys, values = cache_pointers(cache)
         self._library.dc_attention(
             query.data_ptr(), keys, values, batch.starts.data_ptr(), batch.contexts.data_ptr(),
-            batch.tables.data_ptr(), out.data_ptr(), len(batch.rows), batch.tables.shape[1], block_size,
-            query.shape[1], kv_heads, dim, scale,
+            batch.tables.data_ptr(), out.data_ptr(), cache.itemsize, len(batch.rows), batch.tables.shape[1],
+            block_size, query.shape[1], kv_heads, dim, scale,
         )  # fmt: skip
         return out
 

@@ -19,7 +19,7 @@ struct DenseLayer {
 struct Step {
   const int64_t *positions, *slots;
   const int32_t *starts, *contexts, *tables;
-  int64_t tokens, requests, max_blocks, block_size;
+  int64_t tokens, requests, max_blocks, block_size, kv_bytes;
 };
 
 void dc_panel_linear(const PanelLinear* layer, const float* x, float* y, int64_t rows) {
@@ -27,7 +27,7 @@ void dc_panel_linear(const PanelLinear* layer, const float* x, float* y, int64_t
 }
 
 // x [tokens, H]: this layer's normed input, and at the end the next one's. residual [tokens, H] becomes the next layer's too.
-void dc_layer(const DenseLayer* layer, const Step* step, float* keys, float* values, float* x, float* residual) {
+void dc_layer(const DenseLayer* layer, const Step* step, void* keys, void* values, float* x, float* residual) {
   const DenseLayer& l = *layer;
   const Step& s = *step;
   const int64_t tokens = s.tokens, hidden = l.o.out, inner = l.down.in, attended = l.heads * l.dim;
@@ -35,10 +35,10 @@ void dc_layer(const DenseLayer* layer, const Step* step, float* keys, float* val
   Scratch<float> second(tokens * std::max(attended, hidden));
   float *w = wide.data(), *a = first.data(), *b = second.data();
   dc_panel_linear(&l.qkv, x, w, tokens);
-  dc_rope_write(w, l.q_norm, l.k_norm, l.eps, l.rope_table, s.positions, s.slots, keys, values, a, tokens, l.heads, l.kv_heads,
-                l.dim, s.block_size);
-  dc_attention(a, keys, values, s.starts, s.contexts, s.tables, b, s.requests, s.max_blocks, s.block_size, l.heads, l.kv_heads,
-               l.dim, l.scale);
+  dc_rope_write(w, l.q_norm, l.k_norm, l.eps, l.rope_table, s.positions, s.slots, keys, values, a, s.kv_bytes, tokens, l.heads,
+                l.kv_heads, l.dim, s.block_size);
+  dc_attention(a, keys, values, s.starts, s.contexts, s.tables, b, s.kv_bytes, s.requests, s.max_blocks, s.block_size, l.heads,
+               l.kv_heads, l.dim, l.scale);
   dc_panel_linear(&l.o, b, a, tokens);
   dc_add_rms_norm(a, residual, l.mlp_norm, l.eps, x, residual, tokens, hidden);
   dc_panel_linear(&l.gate_up, x, w, tokens);

@@ -41,7 +41,7 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, POINTER) for name in ("positions", "slots", "starts", "contexts", "tables")),
-        *((name, SIZE) for name in ("tokens", "requests", "max_blocks", "block_size")),
+        *((name, SIZE) for name in ("tokens", "requests", "max_blocks", "block_size", "kv_bytes")),
     )
 
 
@@ -108,16 +108,16 @@ class Panels:
         self, _held: object, native: _Layer, x: Tensor, residual: Tensor, cache: Tensor, batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """`_held` is what `native` points into."""
-        step = ctypes.byref(self._step_of(batch, cache.shape[2]))
+        step = ctypes.byref(self._step_of(batch, cache))
         pointers = (*cache_pointers(cache), x.data_ptr(), residual.data_ptr())
         self._library.dc_layer(ctypes.byref(native), step, *pointers)
         return x, residual
 
-    def _step_of(self, batch: Batch, block_size: int) -> _Step:
+    def _step_of(self, batch: Batch, cache: Tensor) -> _Step:
         """Made once for all layers of a step."""
         if self._step is None or self._step[0] is not batch:
             tensors = (batch.positions, batch.slots, batch.starts, batch.contexts, batch.tables)
-            sizes = (len(batch.tokens), len(batch.rows), batch.tables.shape[1], block_size)
+            sizes = (len(batch.tokens), len(batch.rows), batch.tables.shape[1], cache.shape[2], cache.itemsize)
             self._step = batch, _Step(*(one.data_ptr() for one in tensors), *sizes)
         return self._step[1]
 

@@ -60,6 +60,7 @@ class Ops:
 
     `hold` is what becomes of a matrix of the layers that the checkpoint has unquantized, before it is packed.
     `recordable`: no launch depends on what lies on the device, so that a step of decodes can be a CUDA graph.
+    `cache_dtype`: of the KV cache, where it is not that of the activations.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Ops:
     attention: Callable[[Tensor, Tensor, Batch, float], Tensor]
     route: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
     recordable: bool = False
+    cache_dtype: torch.dtype | None = None
     fuse: Callable[[Layer, Tensor, Tensor, float, float], Block | None] = not_fused
 
 

@@ -45,8 +45,8 @@ def rope(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
 def write_kv(key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
     """Stores key and value [T, K, D] in cache [2, blocks, block_size, K, D] at `slots` [T]."""
     flat = cache.flatten(1, 2)
-    flat[0].index_copy_(0, slots, key)
-    flat[1].index_copy_(0, slots, value)
+    flat[0].index_copy_(0, slots, key.to(cache.dtype))
+    flat[1].index_copy_(0, slots, value.to(cache.dtype))
 
 
 def rope_write(
@@ -84,7 +84,7 @@ def attention(query: Tensor, cache: Tensor, batch: Batch, scale: float) -> Tenso
         blocks = batch.tables[row, : -(-context // block_size)].long()
         offsets = torch.arange(block_size, device=query.device)
         slots = (blocks[:, None] * block_size + offsets).flatten()[:context]
-        key, value = flat[:, slots].transpose(1, 2)  # [K, context, D] each
+        key, value = flat[:, slots].to(query.dtype).transpose(1, 2)  # [K, context, D] each
         q = query[start : start + count].transpose(0, 1)
         mask = None
         if count > 1:

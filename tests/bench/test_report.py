@@ -27,7 +27,7 @@ from bench.report import (
 )
 from bench.servers import BenchError
 
-WORK = Work(block_weights=100_000_000, head_weights=25_000_000, kv_bytes=50_000)
+WORK = Work(block_weights=100_000_000, head_weights=25_000_000, kv_numbers=12_500)
 LIMITS = Limits(read_gb_s=20.0, fp32_gflop_s=100.0, bf16_gflop_s=0.0, int8_gflop_s=200.0)
 AMX = Limits(read_gb_s=20.0, fp32_gflop_s=100.0, bf16_gflop_s=900.0, int8_gflop_s=1000.0)
 PLAIN = Form(weight_bytes=FP32, gflop_s=100.0)
@@ -110,7 +110,7 @@ def test_only_weights_in_bfloat16_can_pass_the_peak_of_fp32_units() -> None:
 
 
 def test_int8_is_limited_by_the_fastest_units() -> None:
-    assert form_int8(AMX) == Form(1, 1000.0)
+    assert form_int8(AMX) == Form(1, 1000.0, 2)
     assert form_int8(Limits(20.0, 100.0, 900.0, 2.0)).gflop_s == 900.0
 
 

@@ -12,6 +12,7 @@ from tests.lab.batches import make_batch
 from tests.lab.cpu_arches import library
 
 EPS = 1e-5
+CACHED = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,15 @@ def test_silu_mul_equals_the_reference_up_to_its_extremes(kernels: CpuKernels, s
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 32), (8, 2, 20)])
 @pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("cached", CACHED)
 def test_rope_write_equals_the_reference(
-    kernels: CpuKernels, heads: int, kv_heads: int, dim: int, normed: bool
+    kernels: CpuKernels, heads: int, kv_heads: int, dim: int, normed: bool, cached: torch.dtype
 ) -> None:
     batch, blocks = make_batch([(1, 9), (7, 7), (5, 21)], 4)
     qkv = torch.randn(13, (heads + 2 * kv_heads) * dim)
     table = torch.randn(64, dim)
     norms = (torch.randn(dim), torch.randn(dim)) if normed else None
-    caches = [torch.zeros(2, blocks, 4, kv_heads, dim) for _ in range(2)]
+    caches = [torch.zeros(2, blocks, 4, kv_heads, dim, dtype=cached) for _ in range(2)]
     got = kernels.rope_write(qkv, norms, EPS, table, caches[0], batch)
     want = reference.rope_write(qkv, norms, EPS, table, caches[1], batch)
     torch.testing.assert_close(got, want)
@@ -81,11 +83,18 @@ ROWS = [
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 32), (16, 2, 20)])
 @pytest.mark.parametrize("block_size", [16, 4, 32])
+@pytest.mark.parametrize("cached", CACHED)
 def test_attention_equals_the_reference(
-    kernels: CpuKernels, rows: list[tuple[int, int]], heads: int, kv_heads: int, dim: int, block_size: int
+    kernels: CpuKernels,
+    rows: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    cached: torch.dtype,
 ) -> None:
     batch, blocks = make_batch(rows, block_size)
-    cache = torch.randn(2, blocks, block_size, kv_heads, dim)
+    cache = torch.randn(2, blocks, block_size, kv_heads, dim, dtype=cached)
     query = torch.randn(sum(count for count, _ in rows), heads, dim)
     want = reference.attention(query, cache, batch, dim**-0.5)
     torch.testing.assert_close(
@@ -107,6 +116,15 @@ def test_a_key_that_is_not_a_number_shows_in_the_output(kernels: CpuKernels) -> 
     cache = torch.randn(2, blocks, 16, 1, 32)
     cache[0, batch.tables[0, 0], 3] = float("nan")
     assert kernels.attention(torch.randn(1, 2, 32), kernel_layout(cache), batch, 1.0).isnan().any()
+
+
+def test_what_is_no_number_or_too_large_stays_so_in_16_bits(kernels: CpuKernels) -> None:
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.4e38, 1.00390625, 1.01171875, 1e-40, -0.0])
+    batch, blocks = make_batch([(1, 1)], 4)
+    cache = torch.zeros(2, blocks, 4, 1, 8, dtype=torch.bfloat16)
+    kernels.rope_write(torch.cat([torch.zeros(16), values])[None], None, EPS, torch.zeros(4, 8), cache, batch)
+    written = cache[1].flatten(0, 1)[batch.slots[0], 0]
+    torch.testing.assert_close(written, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 12, 13, 130])
