@@ -163,22 +163,49 @@ void scores(const float* q, const Kv* keys, int64_t stride, float* score, int64_
   for (int r = 0; r < ROWS; ++r) store(score + r * ld, even[r] + odd[r]);
 }
 
-// acc[row] += Σ_key p[row][key] · value[key], for `count` keys
-template <int ROWS, class Kv>
-void accumulate(const float* p, int64_t ld, const Kv* values, int64_t stride, float* acc, int64_t count, int64_t dim) {
-  int64_t d = 0;
-  for (; d + W <= dim; d += W) {
-    vec a[ROWS];
-    for (int r = 0; r < ROWS; ++r) a[r] = load(acc + r * dim + d);
-    for (int64_t k = 0; k < count; ++k) {
-      const vec v = load(values + k * stride + d);
-      for (int r = 0; r < ROWS; ++r) a[r] += v * p[r * ld + k];
+#if defined(__AVX512F__)
+constexpr int COLUMNS = 4;  // vectors of accumulators beside each other: 16 of 32 registers for four rows
+#else
+constexpr int COLUMNS = 2;
+#endif
+
+template <int ROWS, int COUNT, class Kv>
+void accumulate_columns(const float* p, int64_t ld, const Kv* values, int64_t stride, float* acc, int64_t keys, int64_t dim) {
+  vec a[ROWS][COUNT];
+  for (int r = 0; r < ROWS; ++r)
+    for (int c = 0; c < COUNT; ++c) a[r][c] = load(acc + r * dim + c * W);
+  for (int64_t k = 0; k < keys; ++k)
+    for (int c = 0; c < COUNT; ++c) {
+      const vec v = load(values + k * stride + c * W);
+      for (int r = 0; r < ROWS; ++r) a[r][c] += v * p[r * ld + k];
     }
-    for (int r = 0; r < ROWS; ++r) store(acc + r * dim + d, a[r]);
-  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int c = 0; c < COUNT; ++c) store(acc + r * dim + c * W, a[r][c]);
+}
+
+// acc[row] += Σ_key p[row][key] · value[key]
+template <int ROWS, class Kv>
+void accumulate(const float* p, int64_t ld, const Kv* values, int64_t stride, float* acc, int64_t keys, int64_t dim) {
+  int64_t d = 0;
+  for (; d + COLUMNS * W <= dim; d += COLUMNS * W)
+    accumulate_columns<ROWS, COLUMNS>(p, ld, values + d, stride, acc + d, keys, dim);
+  for (; d + W <= dim; d += W) accumulate_columns<ROWS, 1>(p, ld, values + d, stride, acc + d, keys, dim);
   for (; d < dim; ++d)
     for (int r = 0; r < ROWS; ++r)
-      for (int64_t k = 0; k < count; ++k) acc[r * dim + d] += p[r * ld + k] * number(values[k * stride + d]);
+      for (int64_t k = 0; k < keys; ++k) acc[r * dim + d] += p[r * ld + k] * number(values[k * stride + d]);
+}
+
+template <int N>
+using Count = std::integral_constant<int, N>;
+
+// Calls tile(first row, Count<rows>) for all rows, four at a time; the rest, one to three, together.
+template <class Tile>
+void in_fours(int64_t rows, Tile tile) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) tile(r, Count<4>());
+  if (rows - r == 3) tile(r, Count<3>());
+  if (rows - r == 2) tile(r, Count<2>());
+  if (rows - r == 1) tile(r, Count<1>());
 }
 
 template <class Kv>
@@ -190,6 +217,19 @@ struct Attention {
   int64_t max_blocks, block_size, heads, kv_heads, dim;
   float scale;
 };
+
+// `count` pieces of `length` numbers, `stride` apart, as float32 side by side: what many rows read is converted
+// once. False where it is float32 already.
+inline bool widen(const Half* from, int64_t stride, float* to, int64_t count, int64_t length) {
+  for (; count > 0; --count, from += stride, to += length) {
+    int64_t i = 0;
+    for (; i + W <= length; i += W) store(to + i, load(from + i));
+    for (; i < length; ++i) to[i] = number(from[i]);
+  }
+  return true;
+}
+
+inline bool widen(const float*, int64_t, float*, int64_t, int64_t) { return false; }
 
 constexpr int64_t CHUNK = 128;  // keys between two updates of the running maximum
 
@@ -235,8 +275,8 @@ void attend(const Attention<Kv>& a, int64_t request, int64_t kv_head, int64_t fi
   const int64_t begin = a.starts[request], total = a.starts[request + 1] - begin;
   const int64_t earlier = a.contexts[request] - total;  // keys before this step's first token
   const int32_t* table = a.tables + request * a.max_blocks;
-  std::vector<float> buffer(size_t(rows * (2 * dim + CHUNK)), 0.0f);
-  float *q = buffer.data(), *acc = q + rows * dim, *score = acc + rows * dim;
+  std::vector<float> buffer(size_t(rows * (2 * dim + CHUNK) + W * dim), 0.0f);
+  float *q = buffer.data(), *acc = q + rows * dim, *score = acc + rows * dim, *wide = score + rows * CHUNK;
   std::vector<Running> running(size_t(rows), Running{});
   for (int64_t t = 0; t < count; ++t)
     for (int64_t g = 0; g < group; ++g) {
@@ -260,11 +300,15 @@ void attend(const Attention<Kv>& a, int64_t request, int64_t kv_head, int64_t fi
       if (key + n < seen)
         prefetch_all(a.keys + (table[(key + n) / a.block_size] * a.kv_heads + kv_head) * head_floats, head_floats);
       const Kv* key_vectors = a.keys + head + offset;
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4)
-        scores<4>(q + r * dim, key_vectors, a.block_size, score + r * CHUNK + used * W, CHUNK, dim);
-      for (; r < rows; ++r)
-        scores<1>(q + r * dim, key_vectors, a.block_size, score + r * CHUNK + used * W, CHUNK, dim);
+      const auto score_all = [&](const auto* keys, int64_t stride) {
+        in_fours(rows, [&](int64_t r, auto together) {
+          scores<together()>(q + r * dim, keys, stride, score + r * CHUNK + used * W, CHUNK, dim);
+        });
+      };
+      if (rows > 4 && widen(key_vectors, a.block_size, wide, dim, W))
+        score_all(wide, W);
+      else
+        score_all(key_vectors, a.block_size);
       pieces[used++] = {a.values + head + offset * dim, key, n};
       key += n;
     }
@@ -281,11 +325,15 @@ void attend(const Attention<Kv>& a, int64_t request, int64_t kv_head, int64_t fi
     }
     for (int64_t i = 0; i < used; ++i) {
       const Piece& piece = pieces[i];
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4)
-        accumulate<4>(score + r * CHUNK + i * W, CHUNK, piece.values, dim, acc + r * dim, piece.count, dim);
-      for (; r < rows; ++r)
-        accumulate<1>(score + r * CHUNK + i * W, CHUNK, piece.values, dim, acc + r * dim, piece.count, dim);
+      const auto add_all = [&](const auto* values) {
+        in_fours(rows, [&](int64_t r, auto together) {
+          accumulate<together()>(score + r * CHUNK + i * W, CHUNK, values, dim, acc + r * dim, piece.count, dim);
+        });
+      };
+      if (rows > 4 && widen(piece.values, dim, wide, piece.count, dim))
+        add_all(wide);
+      else
+        add_all(piece.values);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
