@@ -46,20 +46,12 @@ class _Step(ctypes.Structure):
 
 
 class PanelLinear:
-    """One layer: x [T, in] to [T, out], both in float32."""
+    """One layer: x [T, in] to [T, out] in float32. `held`: packed weights; scales and sums, in int8; a bias or None."""
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        shape: torch.Size,
-        packed: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None = None,
-        sums: Tensor | None = None,
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL, shape: torch.Size, *held: Tensor | None) -> None:
         self._library = library
-        self._held = (packed, scale, sums, bias)
-        self.native = _Linear(scale is not None, *map(_address, self._held), *shape)
+        self._held = held  # what `native` points to
+        self.native = _Linear(held[1] is not None, *map(_address, held), *shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -79,17 +71,16 @@ class Panels:
         """A linear layer with weights [out, in] in bfloat16."""
         packed = torch.empty(self._library.dc_bf16_packed_bytes(*weight.shape), dtype=torch.uint8)
         self._library.dc_bf16_pack(weight.contiguous().data_ptr(), packed.data_ptr(), *weight.shape)
-        return PanelLinear(self._library, weight.shape, packed, bias if bias is None else self._padded(bias))
+        return PanelLinear(self._library, weight.shape, packed, None, None, self._padded(bias))
 
     def pack_int8(self, weight: Tensor, bias: Tensor | None) -> PanelLinear:
         """A linear layer in int8 from its weights [out, in] in float32 (runtime.ops.int8)."""
         held = int8.quantize(weight)
         packed = torch.empty(self._library.dc_int8_packed_bytes(*weight.shape), dtype=torch.int8)
         scale = self._padded(held.scale)
-        sums = torch.empty(len(scale), dtype=torch.int32)
+        sums = torch.empty(self._library.dc_panel_outputs(len(weight)), dtype=torch.int32)
         self._library.dc_int8_pack(held.data.contiguous().data_ptr(), packed.data_ptr(), sums.data_ptr(), *weight.shape)
-        start = None if bias is None else self._padded(bias)
-        return PanelLinear(self._library, weight.shape, packed, start, scale, sums)
+        return PanelLinear(self._library, weight.shape, packed, scale, sums, self._padded(bias))
 
     def fuse(self, layer: Layer, next_norm: Tensor, rope_table: Tensor, eps: float, scale: float) -> Block | None:
         """The layer in one call; None where it is not dense, or its linear layers are of another kind."""
@@ -121,8 +112,10 @@ class Panels:
             self._step = batch, _Step(*(one.data_ptr() for one in tensors), *sizes)
         return self._step[1]
 
-    def _padded(self, values: Tensor) -> Tensor:
+    def _padded(self, values: Tensor | None) -> Tensor | None:
         """`values` [out] with zeros for the outputs that only fill a panel."""
+        if values is None:
+            return None
         out = torch.zeros(self._library.dc_panel_outputs(len(values)))
         out[: len(values)] = values
         return out

@@ -31,6 +31,12 @@ def test_temperature_zero_is_the_largest_logit() -> None:
     assert draws([0.0, 3.0, 2.0], [row(0.0)]) == [1]
 
 
+@pytest.mark.parametrize("size", [1, 100, 128, 1280, 1300])
+def test_the_first_of_the_largest_logits_is_found_in_any_vocabulary(size: int) -> None:
+    logits = torch.randn(50, size).round()  # ties
+    assert tokens(logits.clone(), [row(0.0)] * 50) == [values.index(max(values)) for values in logits.tolist()]
+
+
 def test_a_draw_is_a_function_of_seed_and_position_alone() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 500)
