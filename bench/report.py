@@ -85,9 +85,12 @@ class Other:
 class Result:
     """All that a run of the bench found; what its JSON file holds.
 
+    `name` is that of its files.
+
     `decode_limit_ms` is of one token at 1 stream; `problems` says which of the other engines failed, and how.
     """
 
+    name: str
     date: str
     command: str
     machine: Machine
@@ -239,7 +242,7 @@ that level.
 {"" if machine.load_before <= QUIET_LOAD else noise}
 {table(result.rows)}
 
-![Tokens/s of each endpoint at each number of streams]({result.date}-cpu.png)
+![Tokens/s of each endpoint at each number of streams]({result.name}.png)
 {beside}{missing}
 ## What else was measured
 

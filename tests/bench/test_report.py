@@ -43,6 +43,7 @@ def result(load_before: float) -> Result:
         *(run(name, 0, speed, streams=1) for name, speed in ((OUR_FP32, 10.0), (INT8, 16.0), (PEER_FP32, 5.0))),
     ]
     return Result(
+        name="2026-01-02-cpu",
         date="2026-01-02",
         command="python -m bench",
         machine=Machine("a processor", 2, 24.0, "Linux", load_before, "abc"),
