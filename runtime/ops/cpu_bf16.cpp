@@ -24,7 +24,8 @@ struct Layer {
 
 #if defined(__AMX_BF16__)
 
-// Three planes [rows][depth] of bfloat16, high, middle and low, from x [rows][in].
+// One row of three planes of bfloat16, high, middle and low, from x [in]. In a plane, the groups of STEP inputs of 16 rows lie
+// together, as tiles.
 void cut(const float* x, int64_t in, int64_t depth, uint16_t* high, uint16_t* middle, uint16_t* low) {
   for (int64_t k = 0; k < depth; k += 16) {
     const int64_t left = in - k;
@@ -34,7 +35,7 @@ void cut(const float* x, int64_t in, int64_t depth, uint16_t* high, uint16_t* mi
       const __m256bh part = _mm512_cvtneps_pbh(rest);
       __m256i bits;
       std::memcpy(&bits, &part, sizeof bits);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(plane + k), bits);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(plane + k / STEP * STEP * TILE_ROWS + k % STEP), bits);
       rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
     }
   }
@@ -56,18 +57,17 @@ void finish_tile(const Layer& l, int64_t panel, const float* sums, int64_t rows,
 // Up to 32 rows by two panels.
 void amx_block(const Layer& l, int64_t panel, int64_t upper, int64_t lower, Planes x, float* y) {
   const uint16_t *w0 = l.packed + panel * PANEL * l.depth, *w1 = w0 + PANEL * l.depth;
-  const int64_t stride = l.depth * int64_t(sizeof(uint16_t));
   zero_sums();
   for (int64_t k = 0; k < l.depth; k += STEP) {
     prefetch_tiles(w0 + k * PANEL, w1 + k * PANEL, 2 * TILE_ROWS);
     _tile_loadd(6, w0 + k * PANEL, LINE);
     _tile_loadd(7, w1 + k * PANEL, LINE);
     for (const uint16_t* plane : {x.low, x.middle, x.high}) {
-      _tile_loadd(4, plane + k, stride);
+      _tile_loadd(4, plane + k * TILE_ROWS, LINE);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if (lower > 0) {
-        _tile_loadd(5, plane + TILE_ROWS * l.depth + k, stride);
+        _tile_loadd(5, plane + TILE_ROWS * (l.depth + k), LINE);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
@@ -83,15 +83,18 @@ void amx_block(const Layer& l, int64_t panel, int64_t upper, int64_t lower, Plan
 }
 
 void amx_linear(const Layer& l, const float* x, float* y, int64_t rows) {
-  const int64_t pairs = panel_outputs(l.out) / (2 * PANEL), block = std::min(rows, row_block(3 * 2 * l.depth));
+  const int64_t pairs = panel_outputs(l.out) / (2 * PANEL);
+  const int64_t block = std::min(padded(rows, TILE_ROWS), row_block(3 * 2 * l.depth));
   Scratch<uint16_t> planes(3 * block * l.depth);
   uint16_t *high = planes.data(), *middle = high + block * l.depth, *low = middle + block * l.depth;
 #pragma omp parallel if (rows * l.out * l.depth > PARALLEL_MACS)
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < count; ++r)
-      cut(x + (first + r) * l.in, l.in, l.depth, high + r * l.depth, middle + r * l.depth, low + r * l.depth);
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t at = r / TILE_ROWS * TILE_ROWS * l.depth + r % TILE_ROWS * STEP;
+      cut(x + (first + r) * l.in, l.in, l.depth, high + at, middle + at, low + at);
+    }
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < pairs; ++p)
       for_tiles<2 * TILE_ROWS>(count, [&](int64_t row, int64_t upper, int64_t lower) {

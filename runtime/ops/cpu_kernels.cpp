@@ -376,7 +376,7 @@ template <class Kv>
 void rope_write(const Projected& in, Kv* keys, Kv* values, float* query) {
   const int64_t heads = in.heads, kv_heads = in.kv_heads, dim = in.dim, block_size = in.block_size;
   const int64_t width = (heads + 2 * kv_heads) * dim, half = dim / 2;
-#pragma omp parallel for if (in.tokens * width > PARALLEL_FLOATS)
+#pragma omp parallel for if (in.tokens * width > PARALLEL_FLOATS / 8)  // most of it waits for lines of the cache
   for (int64_t t = 0; t < in.tokens; ++t) {
     std::vector<float> scratch(size_t(2 * dim), 0.0f);
     float *normed = scratch.data(), *rotated = normed + dim;
