@@ -109,7 +109,7 @@ void amx_linear(const Layer& l, const float* x, float* y, int64_t rows) {
 #if defined(__AVX512F__)
 constexpr int LANES = 16, MAX_ROWS = 12, PANELS = 2;  // 24 accumulators of 32 registers
 #else
-constexpr int LANES = 8, MAX_ROWS = 5, PANELS = 1;  // 10 of 16
+constexpr int LANES = 8, MAX_ROWS = 6, PANELS = 1;  // 12 of 16
 #endif
 constexpr int PARTS = PANELS * int(PANEL) / LANES;  // registers of one row of sums
 typedef float lanes_t __attribute__((vector_size(LANES * sizeof(float))));
@@ -133,18 +133,23 @@ void tile(const Layer& l, int64_t panel, const float* x, float* y) {
   const uint16_t* w = l.packed + panel * PANEL * l.depth;
   lanes_t acc[ROWS][PARTS] = {};
   const auto add = [&](int64_t k, bool is_odd) {
+    words_t both[PARTS];
+    lanes_t weight[PARTS];
     for (int p = 0; p < PARTS; ++p) {
       const int64_t lane = int64_t(p) * LANES;
       const uint16_t* at = w + lane / PANEL * PANEL * l.depth + k * PANEL + lane % PANEL * GROUP;
-      const words_t both = load_words(at);
-      const lanes_t even = as_floats(both << 16), odd = as_floats(both & 0xffff0000u);
       if (lane % PANEL == 0) prefetch(at + 32 * PANEL * GROUP);
-#pragma GCC unroll 12
-      for (int r = 0; r < ROWS; ++r) {
-        acc[r][p] += even * x[r * l.in + k];
-        if (is_odd) acc[r][p] += odd * x[r * l.in + k + 1];
-      }
+      both[p] = load_words(at);
+      weight[p] = as_floats(both[p] << 16);
     }
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; ++r)
+      for (int p = 0; p < PARTS; ++p) acc[r][p] += weight[p] * x[r * l.in + k];
+    if (!is_odd) return;
+    for (int p = 0; p < PARTS; ++p) weight[p] = as_floats(both[p] & 0xffff0000u);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; ++r)
+      for (int p = 0; p < PARTS; ++p) acc[r][p] += weight[p] * x[r * l.in + k + 1];
   };
   int64_t k = 0;
   for (; k + GROUP <= l.in; k += GROUP) add(k, true);

@@ -91,40 +91,48 @@ void finish(const Layer& l, int64_t panel, const float* sums, float scale, float
 
 #if defined(__AVX2__)
 
-constexpr int MAX_ROWS = 3;  // rows · 4 quarters of a panel in 16 registers
+constexpr int MAX_ROWS = 6;
+
+inline __m256i add_products(__m256i sums, __m256i token, __m256i weight) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpwssd_avx_epi32(sums, token, weight);
+#else
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(token, weight));
+#endif
+}
 
 template <int ROWS, int PANELS>
 void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t, const float* scale, float* y) {
   static_assert(PANELS == 1);
+  constexpr int QUARTERS = ROWS <= 3 ? 4 : 2;  // of a panel at once: 12 accumulators of 16 registers
   const int8_t* w = l.packed + panel * PANEL * l.depth;
   float sums[ROWS][PANEL] = {};
-  for (int64_t begin = 0; begin < l.depth; begin += EXACT) {
-    __m256i acc[ROWS][4];
-    for (int r = 0; r < ROWS; ++r)
-      for (int q = 0; q < 4; ++q) acc[r][q] = _mm256_setzero_si256();
-    for (int64_t k = begin, end = std::min(begin + EXACT, l.depth); k < end; k += GROUP) {
-      prefetch(w + (k + 32 * GROUP) * PANEL);
-      __m256i token[ROWS];
-      for (int r = 0; r < ROWS; ++r) {
-        long long v;
-        std::memcpy(&v, x + r * l.depth + k, sizeof v);
-        token[r] = _mm256_set1_epi64x(v);
-      }
+  for (int64_t begin = 0; begin < l.depth; begin += EXACT)
+    for (int first = 0; first < 4; first += QUARTERS) {
+      __m256i acc[ROWS][QUARTERS];
+      for (int r = 0; r < ROWS; ++r)
+        for (int q = 0; q < QUARTERS; ++q) acc[r][q] = _mm256_setzero_si256();
+      for (int64_t k = begin, end = std::min(begin + EXACT, l.depth); k < end; k += GROUP) {
+        const int8_t* at = w + k * PANEL + first * 16;
+        prefetch(at + 32 * LINE);
+        __m256i weight[QUARTERS];  // four outputs each: sums of the even and of the odd pair of inputs beside each other
+        for (int q = 0; q < QUARTERS; ++q)
+          weight[q] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + q * 16)));
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) {
+          long long four;
+          std::memcpy(&four, x + r * l.depth + k, sizeof four);
+          const __m256i token = _mm256_set1_epi64x(four);
 #pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) {  // four outputs: sums of the even and of the odd pair of inputs beside each other
-        const void* at = w + k * PANEL + q * 16;
-        const __m256i weight = _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(at)));
-#pragma GCC unroll 3
-        for (int r = 0; r < ROWS; ++r)
-          acc[r][q] = _mm256_add_epi32(acc[r][q], _mm256_madd_epi16(token[r], weight));
+          for (int q = 0; q < QUARTERS; ++q) acc[r][q] = add_products(acc[r][q], token, weight[q]);
+        }
+      }
+      for (int r = 0; r < ROWS; ++r) {
+        int32_t pairs[8 * QUARTERS];
+        std::memcpy(pairs, acc[r], sizeof pairs);
+        for (int c = 0; c < 4 * QUARTERS; ++c) sums[r][4 * first + c] += float(pairs[2 * c] + pairs[2 * c + 1]);
       }
     }
-    for (int r = 0; r < ROWS; ++r) {
-      int32_t pairs[2 * PANEL];
-      std::memcpy(pairs, acc[r], sizeof pairs);
-      for (int64_t c = 0; c < PANEL; ++c) sums[r][c] += float(pairs[2 * c] + pairs[2 * c + 1]);
-    }
-  }
   for (int r = 0; r < ROWS; ++r) finish(l, panel, sums[r], scale[r], y + r * l.out);
 }
 

@@ -11,9 +11,13 @@ import pytest
 
 from runtime.ops import cpu_kernels
 
-# What GCC builds for: this very CPU, AVX-512 with its dot product, AVX2, and neither. What this CPU lacks is skipped.
-ARCHES = {"native": (), "icelake-server": ("avx512_vnni", "gfni"), "haswell": ("avx2", "fma"), "x86-64": ()}
-SELDOM = ("icelake-server", "x86-64")
+# What GCC builds for: this very CPU, AVX-512 with its dot product, AVX2 with and without one, and none of it. What this CPU
+# lacks is skipped.
+ARCHES = {
+    "native": (), "icelake-server": ("avx512_vnni", "gfni"), "alderlake": ("avx_vnni", "gfni"),
+    "haswell": ("avx2", "fma"), "x86-64": (),
+}  # fmt: skip
+SELDOM = ("icelake-server", "alderlake", "x86-64")
 PARAMS = [pytest.param(arch, marks=[pytest.mark.slow] if arch in SELDOM else []) for arch in ARCHES]
 
 
