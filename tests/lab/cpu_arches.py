@@ -11,8 +11,8 @@ import pytest
 
 from runtime.ops import cpu_kernels
 
-# What GCC builds for: this very CPU, AVX-512 with its dot product, AVX2 with and without one, and none of it. What this CPU
-# lacks is skipped.
+# What GCC builds for: this very CPU, AVX-512 with its dot product, AVX2 with and without one, and none of it. What this
+# CPU lacks is skipped.
 ARCHES = {
     "native": (), "icelake-server": ("avx512_vnni", "gfni"), "alderlake": ("avx_vnni", "gfni"),
     "haswell": ("avx2", "fma"), "x86-64": (),
