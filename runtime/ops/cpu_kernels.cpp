@@ -1,10 +1,10 @@
 // float32 CPU kernels behind a C ABI; built and called by cpu_kernels.py. What each computes is defined, and tested,
 // against runtime/ops/reference.py. Shapes: T tokens, H hidden, N query heads, K key-value heads, D head size.
 //
-// Vectors are 16 floats of GCC's vector extension: one AVX-512 register, two AVX2 ones, four NEON ones.
+// Vectors are GCC's vector extension, of a register's length: longer ones go through memory.
 //
 // A cache block has the reference's size and another order inside: what one head reads lies together, and keys are
-// transposed, so that 16 neighbouring keys are one vector and a score needs no horizontal sum.
+// transposed, so that W neighbouring keys are one vector and a score needs no horizontal sum.
 //
 //     keys    [blocks][K][D][block_size]        values  [blocks][K][block_size][D]
 //
@@ -21,7 +21,13 @@
 
 namespace {
 
+#if defined(__AVX512F__)
 constexpr int W = 16;
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
 typedef float vec __attribute__((vector_size(W * sizeof(float))));
 typedef int32_t ivec __attribute__((vector_size(W * sizeof(int32_t))));
 

@@ -9,15 +9,15 @@ import torch
 from runtime.ops import cpu, cpu_kernels, reference
 from runtime.ops.cpu_kernels import CpuKernels
 from tests.lab.batches import make_batch
-from tests.lab.cpu_arches import library
+from tests.lab.cpu_arches import PARAMS, library
 
 EPS = 1e-5
 CACHED = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(scope="module")
-def kernels() -> CpuKernels:
-    return CpuKernels(library("native"))
+@pytest.fixture(scope="module", params=PARAMS)
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:
+    return CpuKernels(library(request.param))
 
 
 @pytest.fixture(autouse=True)
