@@ -101,39 +101,57 @@ inline __m256i add_products(__m256i sums, __m256i token, __m256i weight) {
 #endif
 }
 
+// Adds the products of ROWS rows with inputs [0, end) and QUARTERS quarters of a panel to sums. A quarter is four outputs; the
+// sums of its even and of its odd pairs of inputs lie beside each other.
+template <int ROWS, int QUARTERS>
+__attribute__((noinline)) void add_quarters(const int8_t* w, const Quant* x, int64_t depth, int64_t end, float (*sums)[PANEL]) {
+  __m256i acc[ROWS][QUARTERS];
+#pragma GCC unroll 6
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int q = 0; q < QUARTERS; ++q) acc[r][q] = _mm256_setzero_si256();
+  int64_t k = 0;
+  do {  // at least once: else the compiler keeps accumulators in memory
+    prefetch(w + 32 * LINE);
+    __m256i weight[QUARTERS];
+#pragma GCC unroll 4
+    for (int q = 0; q < QUARTERS; ++q)
+      weight[q] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + q * 16)));
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; ++r) {
+      long long four;
+      std::memcpy(&four, x + r * depth + k, sizeof four);
+      const __m256i token = _mm256_set1_epi64x(four);
+#pragma GCC unroll 4
+      for (int q = 0; q < QUARTERS; ++q) acc[r][q] = add_products(acc[r][q], token, weight[q]);
+    }
+    w += LINE;
+    k += GROUP;
+  } while (k < end);
+#pragma GCC unroll 6
+  for (int r = 0; r < ROWS; ++r) {
+    int32_t pairs[8 * QUARTERS];
+#pragma GCC unroll 4
+    for (int q = 0; q < QUARTERS; ++q) _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + 8 * q), acc[r][q]);
+    for (int c = 0; c < 4 * QUARTERS; ++c) sums[r][c] += float(pairs[2 * c] + pairs[2 * c + 1]);
+  }
+}
+
 template <int ROWS, int PANELS>
 void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t, const float* scale, float* y) {
   static_assert(PANELS == 1);
-  constexpr int QUARTERS = ROWS <= 3 ? 4 : 2;  // of a panel at once: 12 accumulators of 16 registers
+  constexpr int QUARTERS = ROWS <= 3 ? 4 : 2;  // at once: 12 accumulators of 16 registers
   const int8_t* w = l.packed + panel * PANEL * l.depth;
-  float sums[ROWS][PANEL] = {};
+  float sums[4 / QUARTERS][ROWS][PANEL] = {};
   for (int64_t begin = 0; begin < l.depth; begin += EXACT)
-    for (int first = 0; first < 4; first += QUARTERS) {
-      __m256i acc[ROWS][QUARTERS];
-      for (int r = 0; r < ROWS; ++r)
-        for (int q = 0; q < QUARTERS; ++q) acc[r][q] = _mm256_setzero_si256();
-      for (int64_t k = begin, end = std::min(begin + EXACT, l.depth); k < end; k += GROUP) {
-        const int8_t* at = w + k * PANEL + first * 16;
-        prefetch(at + 32 * LINE);
-        __m256i weight[QUARTERS];  // four outputs each: sums of the even and of the odd pair of inputs beside each other
-        for (int q = 0; q < QUARTERS; ++q)
-          weight[q] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + q * 16)));
-#pragma GCC unroll 6
-        for (int r = 0; r < ROWS; ++r) {
-          long long four;
-          std::memcpy(&four, x + r * l.depth + k, sizeof four);
-          const __m256i token = _mm256_set1_epi64x(four);
-#pragma GCC unroll 4
-          for (int q = 0; q < QUARTERS; ++q) acc[r][q] = add_products(acc[r][q], token, weight[q]);
-        }
-      }
-      for (int r = 0; r < ROWS; ++r) {
-        int32_t pairs[8 * QUARTERS];
-        std::memcpy(pairs, acc[r], sizeof pairs);
-        for (int c = 0; c < 4 * QUARTERS; ++c) sums[r][4 * first + c] += float(pairs[2 * c] + pairs[2 * c + 1]);
-      }
+    for (int part = 0; part < 4 / QUARTERS; ++part) {
+      const int8_t* at = w + begin * PANEL + part * QUARTERS * 16;
+      add_quarters<ROWS, QUARTERS>(at, x + begin, l.depth, std::min(EXACT, l.depth - begin), sums[part]);
     }
-  for (int r = 0; r < ROWS; ++r) finish(l, panel, sums[r], scale[r], y + r * l.out);
+  for (int r = 0; r < ROWS; ++r) {
+    if (QUARTERS == 2) std::copy_n(sums[4 / QUARTERS - 1][r], PANEL / 2, sums[0][r] + PANEL / 2);
+    finish(l, panel, sums[0][r], scale[r], y + r * l.out);
+  }
 }
 
 #else
