@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.narrow import is_narrow
 from runtime.model_spec import ModelSpec
 
 FP32, BF16, INT8 = 4, 2, 1  # bytes
@@ -107,7 +108,7 @@ def measure_limits() -> Limits:
     data = torch.ones(_READ_BYTES // FP32)
     read_s = _best_seconds(lambda: torch.sum(data))
     left, right = torch.rand(_MATMUL_SIZE, _MATMUL_SIZE), torch.rand(_MATMUL_SIZE, _MATMUL_SIZE)
-    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_supported()
+    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not is_narrow()
     left16, right16 = left.bfloat16(), right.bfloat16()
     left8, right8 = (left * 127).to(torch.int8), (right * 127).to(torch.int8)
     return Limits(

@@ -14,6 +14,10 @@ FOLDER = ROOT / "bench" / "avx2"
 SETTINGS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
+def is_narrow() -> bool:
+    return SETTINGS.items() <= os.environ.items()
+
+
 def narrow() -> None:
     """For all that this process starts from now on."""
     os.environ.update(SETTINGS)

@@ -101,10 +101,10 @@ inline __m256i add_products(__m256i sums, __m256i token, __m256i weight) {
 #endif
 }
 
-// Adds the products of ROWS rows with inputs [0, end) and QUARTERS quarters of a panel to sums. A quarter is four outputs; the
-// sums of its even and of its odd pairs of inputs lie beside each other.
+// Adds the products of ROWS rows with inputs [0, end) and QUARTERS quarters of a panel to sums [ROWS][PANEL]. A quarter is four
+// outputs; the sums of its even and of its odd pairs of inputs lie beside each other.
 template <int ROWS, int QUARTERS>
-__attribute__((noinline)) void add_quarters(const int8_t* w, const Quant* x, int64_t depth, int64_t end, float (*sums)[PANEL]) {
+__attribute__((noinline)) void add_quarters(const int8_t* w, const Quant* x, int64_t depth, int64_t end, float* sums) {
   __m256i acc[ROWS][QUARTERS];
 #pragma GCC unroll 6
   for (int r = 0; r < ROWS; ++r)
@@ -133,7 +133,7 @@ __attribute__((noinline)) void add_quarters(const int8_t* w, const Quant* x, int
     int32_t pairs[8 * QUARTERS];
 #pragma GCC unroll 4
     for (int q = 0; q < QUARTERS; ++q) _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + 8 * q), acc[r][q]);
-    for (int c = 0; c < 4 * QUARTERS; ++c) sums[r][c] += float(pairs[2 * c] + pairs[2 * c + 1]);
+    for (int c = 0; c < 4 * QUARTERS; ++c) sums[r * PANEL + c] += float(pairs[2 * c] + pairs[2 * c + 1]);
   }
 }
 
@@ -142,16 +142,13 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t, cons
   static_assert(PANELS == 1);
   constexpr int QUARTERS = ROWS <= 3 ? 4 : 2;  // at once: 12 accumulators of 16 registers
   const int8_t* w = l.packed + panel * PANEL * l.depth;
-  float sums[4 / QUARTERS][ROWS][PANEL] = {};
+  float sums[ROWS][PANEL] = {};
   for (int64_t begin = 0; begin < l.depth; begin += EXACT)
-    for (int part = 0; part < 4 / QUARTERS; ++part) {
-      const int8_t* at = w + begin * PANEL + part * QUARTERS * 16;
-      add_quarters<ROWS, QUARTERS>(at, x + begin, l.depth, std::min(EXACT, l.depth - begin), sums[part]);
+    for (int q = 0; q < 4; q += QUARTERS) {
+      const int8_t* at = w + begin * PANEL + q * 16;
+      add_quarters<ROWS, QUARTERS>(at, x + begin, l.depth, std::min(EXACT, l.depth - begin), sums[0] + 4 * q);
     }
-  for (int r = 0; r < ROWS; ++r) {
-    if (QUARTERS == 2) std::copy_n(sums[4 / QUARTERS - 1][r], PANEL / 2, sums[0][r] + PANEL / 2);
-    finish(l, panel, sums[0][r], scale[r], y + r * l.out);
-  }
+  for (int r = 0; r < ROWS; ++r) finish(l, panel, sums[r], scale[r], y + r * l.out);
 }
 
 #else

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 from bench.narrow import FOLDER, narrow
+from tests.lab.cpu_arches import require_compiler
 
 SEEN = """
 import torch
 print(torch.cpu._is_avx512_supported(), torch.cpu._is_amx_tile_supported(), torch.backends.cpu.get_cpu_capability())
 """
 MACROS = ("-march=native", "-mavx512f", "-dM", "-E", "-x", "c", os.devnull)
+
+
+@pytest.fixture
+def _compiler() -> None:
+    require_compiler()  # before `environment` puts another one on PATH
 
 
 @pytest.fixture
@@ -26,9 +31,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return dict(os.environ)
 
 
+@pytest.mark.usefixtures("_compiler")
 def test_the_compiler_builds_for_avx2(environment: dict[str, str]) -> None:
-    if shutil.which("g++", path=environment["PATH"].replace(str(FOLDER), "")) is None and not os.environ.get("CI"):
-        pytest.skip("no C++ compiler on PATH")
     macros = subprocess.run(["g++", *MACROS], env=environment, capture_output=True, text=True, check=True).stdout
     assert "#define __AVX2__ 1" in macros
     assert "__AVX512F__" not in macros
