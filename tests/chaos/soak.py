@@ -9,10 +9,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.chaos import client
 from tests.chaos.ask import Ask, whole
+from tests.chaos.bad import BAD
 from tests.chaos.client import Seen
 from tests.chaos.faults import Gate, Window, schedule, strike
 from tests.chaos.machine import Machine, resident_mib
@@ -99,6 +100,7 @@ class Soak:
             self._deadline = begin + 60 * self._options.minutes
         await self._storm_of_requests()
         await self._become_idle("after the storm")
+        await self._worst_at_once()
         sampler = asyncio.create_task(self._sample())
         await self._ask_all(range(self._storm, self._options.requests), Gate([]))
         sampler.cancel()
@@ -108,6 +110,14 @@ class Soak:
         self._look_back()
         self.found.seconds = time.monotonic() - begin
         return self.found
+
+    async def _worst_at_once(self) -> None:
+        """Every kind of bad input from all clients at once. The allocator keeps the most that was ever needed together:
+        a server that a fault has just replaced would reach that at some time in the steady stretch, and seem to leak.
+        """
+        rng = random.Random(f"{self._options.seed}/worst")
+        for make in BAD:
+            await asyncio.gather(*(self._ask(replace(make(rng), number=-1)) for _ in range(WORKERS)))
 
     async def _storm_of_requests(self) -> None:
         gate = Gate(self.found.windows)
@@ -230,6 +240,11 @@ def memory_of(samples: Sequence[Sample]) -> dict[str, list[float]]:
 
 
 def growth(values: Sequence[float]) -> float:
-    """MiB between the medians of the first and the last third: one large body that is under way is no growth."""
+    """MiB of a steady growth from the first third to the last: twice the smaller of the two steps between medians of
+    thirds. A leak goes on through both; one large body under way, or the first that a process met, is in one only.
+    """
     third = max(1, len(values) // 3)
-    return statistics.median(values[-third:]) - statistics.median(values[:third])
+    begin, middle, end = (
+        statistics.median(part) for part in (values[:third], values[third:-third] or values, values[-third:])
+    )
+    return 2 * min(middle - begin, end - middle)

@@ -15,6 +15,7 @@ from tests.chaos.client import Seen
 from tests.chaos.faults import FAULTS, schedule
 from tests.chaos.machine import ROOT
 from tests.chaos.plan import ask_of
+from tests.chaos.soak import growth
 from tests.chaos.verdict import Answer, Trouble, WrongError, judge
 
 
@@ -27,6 +28,13 @@ def test_all_kinds_of_requests_and_of_faults_come_up() -> None:
     kinds = Counter(ask_of(1, number).kind.partition(":")[0] for number in range(3000))
     assert {"chat", "completion", "structured", "leaves inside", "bad", "side", "limited key", "flood"} <= set(kinds)
     assert Counter(window.fault.name for window in schedule(1, 10_000, 14)) == {fault.name: 2 for fault in FAULTS}
+
+
+def test_memory_that_grows_all_the_time_is_a_leak_and_one_step_is_not() -> None:
+    leak = [70.0 + number for number in range(30)]
+    assert growth(leak) == pytest.approx(20.0)
+    assert growth([70.0] * 8 + [105.0] * 22) == 0
+    assert growth([70.0] * 25 + [200.0] + [70.0] * 4) == 0
 
 
 STREAM = Ask(0, "completion", form="text", stream=True, choices=1, max_tokens=2, usage=True)
