@@ -2,13 +2,15 @@
 refusals in the envelope.
 
 What is no HTTP, or does not end its head, is answered and the connection closed: nobody has shown a key at that point.
+A connection that closes while its client still sends lingers for LINGER_S: closed at once with bytes unread, the kernel
+would reset it and the answer be lost.
 """
 
 from __future__ import annotations
 
 from asyncio import BaseTransport, TimerHandle
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from runtime.server.errors import ApiError
 
@@ -51,6 +53,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+        self.cycle.transport = _Lingering(self, self.cycle)  # type: ignore[assignment]
+
+    def linger(self) -> None:
+        """Says that nothing more comes, and closes a little later; what still arrives is dropped."""
+        self._refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "this is not an HTTP request that can be read"), b"bad request")
@@ -82,7 +92,17 @@ class BoundedProtocol(HttpToolsProtocol):
             b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (error.status_code, reason, len(body), body)
         )
-        # Closed at once with bytes unread, the kernel would reset the connection and the answer be lost.
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self.linger()
+
+
+class _Lingering:
+    """The transport as one request's cycle sees it: a close before the whole body is there lingers."""
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+
+    def close(self) -> None:
+        self._protocol.linger() if self._cycle.more_body else self._protocol.transport.close()

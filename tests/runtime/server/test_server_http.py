@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -54,6 +55,19 @@ def test_a_body_that_breaks_off_gets_one_answer_and_leaves_no_traceback(server: 
     assert status in (400, 401)  # no key and no HTTP: which is seen first is open
     assert server.health().status_code == 200
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 9999999", b"Transfer-Encoding: chunked"])
+def test_a_client_that_sends_on_after_its_refusal_can_read_it(server: Server, length: bytes) -> None:
+    """It asks for the connection to be closed; closed with bytes unread, the kernel would reset it."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + length + b"\r\n\r\n")
+        for _ in range(10):
+            time.sleep(0.03)
+            connection.sendall(b"5\r\nabcde\r\n")
+        with connection.makefile("rb") as stream:
+            assert stream.read().startswith(b"HTTP/1.1 401 ")
 
 
 class Impatient(BoundedProtocol):
