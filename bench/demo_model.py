@@ -15,7 +15,7 @@ def demo_model() -> Path:
     """Its folder. Raises BenchError."""
     folder = default_folder().parent / "demo-model-bfloat16"  # before, it was kept in float32
     done = subprocess.run(
-        [sys.executable, "-m", "runtime.model.demo", str(folder)], stdout=sys.stderr, check=False, cwd=ROOT
+        [sys.executable, "-m", "runtime.demo_model", str(folder)], stdout=sys.stderr, check=False, cwd=ROOT
     )
     if done.returncode:
         raise BenchError("the demo model could not be converted; see above")

@@ -24,7 +24,7 @@ from bench.output import ROOT
 from bench.peer import default_folder
 from bench.report import FP32, INT8, Other
 from bench.servers import BenchError, tail_of
-from runtime.model.demo import gguf_path
+from runtime.demo_model import gguf_path
 
 VERSION = "0.3.36"  # of llama-cpp-python
 REPETITIONS = 3

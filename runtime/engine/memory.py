@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,13 @@ def used_bytes(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
     return resident_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_freed() -> None:
+    """Gives the pages that loading has freed back to the system, where the allocator can (glibc's malloc_trim(3))."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def available_host_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

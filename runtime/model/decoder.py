@@ -168,14 +168,17 @@ class _Loader:
 
     def lookup(self, embedding: Tensor) -> Linear:
         """tokens [T] → [T, H]. A token outside this rank's rows adds zeros to the sum over the ranks."""
+        if embedding.dtype == torch.float32 and torch.equal((halves := embedding.bfloat16()).float(), embedding):
+            embedding = halves  # the same numbers in half the memory
         if self.group.size == 1:
-            return lambda tokens: F.embedding(tokens, embedding)
+            return lambda tokens: F.embedding(tokens, embedding).to(self.dtype)
         first, count = self.share.vocab.start, len(self.share.vocab)
 
         def own_rows(tokens: Tensor) -> Tensor:
             index = tokens - first
             other = (index < 0) | (index >= count)
-            return F.embedding(index.masked_fill(other, 0), embedding).masked_fill(other[:, None], 0)
+            rows = F.embedding(index.masked_fill(other, 0), embedding).to(self.dtype)
+            return rows.masked_fill(other[:, None], 0)
 
         return self.group.reduced(own_rows)
 

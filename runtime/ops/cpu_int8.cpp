@@ -246,16 +246,24 @@ void pair_of_panels(const Layer& l, int64_t pair, int64_t rows, const Quant* x, 
     all_rows<1>(l, panel, rows, x, next, scale, y);
 }
 
-// The numbers of a row, in groups of STEP that lie `hop` apart; a second part is `next` behind the first. The scale of a row is
-// its absolute maximum over 127; of a row that is not finite, NaN, so that this is seen in the result.
-float quantize_row(const float* x, int64_t size, int64_t depth, Quant* part, int64_t hop, int64_t next) {
+struct Range {
+  float scale = 0.0f, inverse = 0.0f;  // inverse: 0 where there is nothing to scale
+};
+
+// The scale of a row is its absolute maximum over 127; of a row that is not finite, NaN, so that this is seen in the result.
+Range range_of(const float* x, int64_t size) {
   float largest = 0.0f, poison = 0.0f;
 #pragma omp simd reduction(max : largest) reduction(+ : poison)
   for (int64_t k = 0; k < size; ++k) {
     largest = std::max(largest, std::fabs(x[k]));
     poison += x[k] * 0.0f;
   }
-  const float scale = largest / 127.0f, inverse = largest > 0.0f && poison == 0.0f ? 127.0f / largest : 0.0f;
+  return {largest / 127.0f + poison, largest > 0.0f && poison == 0.0f ? 127.0f / largest : 0.0f};
+}
+
+// The numbers of a row, in groups of STEP that lie `hop` apart; a second part is `next` behind the first. Returns its scale.
+float quantize_row(const float* x, int64_t size, int64_t depth, Quant* part, int64_t hop, int64_t next) {
+  const auto [scale, inverse] = range_of(x, size);
   for (int64_t begin = 0; begin < depth; begin += STEP, part += hop) {
     float edge[STEP] = {};
     const float* from = x + begin;
@@ -275,7 +283,7 @@ float quantize_row(const float* x, int64_t size, int64_t depth, Quant* part, int
       }
     }
   }
-  return scale + poison;
+  return scale;
 }
 
 }  // namespace
@@ -284,14 +292,18 @@ extern "C" {
 
 int64_t dc_int8_packed_bytes(int64_t out, int64_t in) { return panel_outputs(out) * padded(in, STEP); }
 
-void dc_int8_pack(const int8_t* weight, int8_t* packed, int32_t* w_sum, int64_t out, int64_t in) {
+// Each output's weights over its scale, which is their absolute maximum over 127, rounded; NaN where they are not finite.
+void dc_int8_pack(const float* weight, int8_t* packed, float* scale, int32_t* w_sum, int64_t out, int64_t in) {
   const int64_t depth = padded(in, STEP), outputs = panel_outputs(out);
 #pragma omp parallel for
   for (int64_t o = 0; o < outputs; ++o) {
     int8_t* panel = packed + o / PANEL * PANEL * depth + o % PANEL * GROUP;
+    const float* from = weight + o * in;
+    const Range range = o < out ? range_of(from, in) : Range{};
+    scale[o] = range.scale;
     w_sum[o] = 0;
     for (int64_t k = 0; k < depth; ++k) {
-      const int8_t value = o < out && k < in ? weight[o * in + k] : int8_t(0);
+      const int8_t value = range.inverse > 0.0f && k < in ? int8_t(std::nearbyint(from[k] * range.inverse)) : int8_t(0);
       panel[k / GROUP * LINE + k % GROUP] = value;
       w_sum[o] += value;
     }

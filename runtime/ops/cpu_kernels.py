@@ -46,7 +46,7 @@ _SIGNATURES = {
     "dc_bf16_packed_bytes": "n:nn",
     "dc_bf16_pack": ":ppnn",
     "dc_int8_packed_bytes": "n:nn",
-    "dc_int8_pack": ":pppnn",
+    "dc_int8_pack": ":ppppnn",
     "dc_panel_linear": ":pppn",
     "dc_layer": ":pppppp",
 }

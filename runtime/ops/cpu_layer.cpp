@@ -26,25 +26,33 @@ void dc_panel_linear(const PanelLinear* layer, const float* x, float* y, int64_t
   (layer->is_int8 ? dc_int8_linear : dc_bf16_linear)(layer, x, y, rows);
 }
 
+// Rows of which the MLP's activations are made before the next ones: they stay in the cache, and take little memory.
+constexpr int64_t MLP_ROWS = 512;
+
 // x [tokens, H]: this layer's normed input, and at the end the next one's. residual [tokens, H] becomes the next layer's too.
 void dc_layer(const DenseLayer* layer, const Step* step, void* keys, void* values, float* x, float* residual) {
   const DenseLayer& l = *layer;
   const Step& s = *step;
   const int64_t tokens = s.tokens, hidden = l.o.out, inner = l.down.in, attended = l.heads * l.dim;
-  Scratch<float> wide(tokens * std::max(l.qkv.out, l.gate_up.out)), first(tokens * std::max({attended, hidden, inner}));
-  Scratch<float> second(tokens * std::max(attended, hidden));
-  float *w = wide.data(), *a = first.data(), *b = second.data();
+  const int64_t rows = std::min(tokens, MLP_ROWS);
+  Scratch<float> wide(std::max(tokens * l.qkv.out, rows * l.gate_up.out)), first(std::max(tokens * attended, rows * inner));
+  Scratch<float> second(tokens * attended), third(rows * hidden);
+  float *w = wide.data(), *a = first.data(), *b = second.data(), *c = third.data();
   dc_panel_linear(&l.qkv, x, w, tokens);
   dc_rope_write(w, l.q_norm, l.k_norm, l.eps, l.rope_table, s.positions, s.slots, keys, values, a, s.kv_bytes, tokens, l.heads,
                 l.kv_heads, l.dim, s.block_size);
   dc_attention(a, keys, values, s.starts, s.contexts, s.tables, b, s.kv_bytes, s.requests, s.max_blocks, s.block_size, l.heads,
                l.kv_heads, l.dim, l.scale);
-  dc_panel_linear(&l.o, b, a, tokens);
-  dc_add_rms_norm(a, residual, l.mlp_norm, l.eps, x, residual, tokens, hidden);
-  dc_panel_linear(&l.gate_up, x, w, tokens);
-  dc_silu_mul(w, a, tokens, inner);
-  dc_panel_linear(&l.down, a, b, tokens);
-  dc_add_rms_norm(b, residual, l.next_norm, l.eps, x, residual, tokens, hidden);
+  for (int64_t row = 0; row < tokens; row += rows) {
+    const int64_t count = std::min(rows, tokens - row);
+    float *normed = x + row * hidden, *sum = residual + row * hidden;
+    dc_panel_linear(&l.o, b + row * attended, c, count);
+    dc_add_rms_norm(c, sum, l.mlp_norm, l.eps, normed, sum, count, hidden);
+    dc_panel_linear(&l.gate_up, normed, w, count);
+    dc_silu_mul(w, a, count, inner);
+    dc_panel_linear(&l.down, a, c, count);
+    dc_add_rms_norm(c, sum, l.next_norm, l.eps, normed, sum, count, hidden);
+  }
 }
 
 }  // extern "C"

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from runtime.ops import int8
 from runtime.ops.batch import Batch
 from runtime.ops.cpu_kernels import cache_pointers
 from runtime.ops.ops import Block, DenseMlp, Layer
@@ -74,13 +73,13 @@ class Panels:
         return PanelLinear(self._library, weight.shape, packed, None, None, self._padded(bias))
 
     def pack_int8(self, weight: Tensor, bias: Tensor | None) -> PanelLinear:
-        """A linear layer in int8 from its weights [out, in] in float32 (runtime.ops.int8)."""
-        held = int8.quantize(weight)
+        """A linear layer in int8 (runtime.ops.int8) from its weights [out, in] in float32."""
         packed = torch.empty(self._library.dc_int8_packed_bytes(*weight.shape), dtype=torch.int8)
-        scale = self._padded(held.scale)
-        sums = torch.empty(self._library.dc_panel_outputs(len(weight)), dtype=torch.int32)
-        self._library.dc_int8_pack(held.data.contiguous().data_ptr(), packed.data_ptr(), sums.data_ptr(), *weight.shape)
-        return PanelLinear(self._library, weight.shape, packed, scale, sums, self._padded(bias))
+        outputs, held = self._library.dc_panel_outputs(len(weight)), weight.contiguous()
+        scale, sums = torch.empty(outputs), torch.empty(outputs, dtype=torch.int32)
+        made = (packed, scale, sums)
+        self._library.dc_int8_pack(held.data_ptr(), *(one.data_ptr() for one in made), *weight.shape)
+        return PanelLinear(self._library, weight.shape, *made, self._padded(bias))
 
     def fuse(self, layer: Layer, next_norm: Tensor, rope_table: Tensor, eps: float, scale: float) -> Block | None:
         """The layer in one call; None where it is not dense, or its linear layers are of another kind."""

