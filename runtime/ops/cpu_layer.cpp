@@ -4,6 +4,28 @@
 #include "cpu_kernels.h"
 
 #include <algorithm>
+#include <memory>
+
+namespace {
+
+// Rows of which the MLP's activations are made before the next ones: they stay in the cache, and take little memory.
+constexpr int64_t MLP_ROWS = 512;
+
+// Uninitialized, and kept for the layers and steps that follow: new pages would cost a fifth of a long prompt's time.
+float* room(int64_t count) {
+  thread_local std::unique_ptr<Scratch<float>> held;
+  thread_local int64_t size = 0;
+  if (count > size) {
+    held.reset();
+    held = std::make_unique<Scratch<float>>(count);
+    size = count;
+  }
+  return held->data();
+}
+
+constexpr int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }  // to whole lines of the cache
+
+}  // namespace
 
 extern "C" {
 
@@ -26,18 +48,16 @@ void dc_panel_linear(const PanelLinear* layer, const float* x, float* y, int64_t
   (layer->is_int8 ? dc_int8_linear : dc_bf16_linear)(layer, x, y, rows);
 }
 
-// Rows of which the MLP's activations are made before the next ones: they stay in the cache, and take little memory.
-constexpr int64_t MLP_ROWS = 512;
-
 // x [tokens, H]: this layer's normed input, and at the end the next one's. residual [tokens, H] becomes the next layer's too.
 void dc_layer(const DenseLayer* layer, const Step* step, void* keys, void* values, float* x, float* residual) {
   const DenseLayer& l = *layer;
   const Step& s = *step;
   const int64_t tokens = s.tokens, hidden = l.o.out, inner = l.down.in, attended = l.heads * l.dim;
   const int64_t rows = std::min(tokens, MLP_ROWS);
-  Scratch<float> wide(std::max(tokens * l.qkv.out, rows * l.gate_up.out)), first(std::max(tokens * attended, rows * inner));
-  Scratch<float> second(tokens * attended), third(rows * hidden);
-  float *w = wide.data(), *a = first.data(), *b = second.data(), *c = third.data();
+  const int64_t wide = padded(std::max(tokens * l.qkv.out, rows * l.gate_up.out)), second = padded(tokens * attended);
+  const int64_t first = std::max(second, padded(rows * inner));
+  float* w = room(wide + first + second + rows * hidden);
+  float *a = w + wide, *b = a + first, *c = b + second;
   dc_panel_linear(&l.qkv, x, w, tokens);
   dc_rope_write(w, l.q_norm, l.k_norm, l.eps, l.rope_table, s.positions, s.slots, keys, values, a, s.kv_bytes, tokens, l.heads,
                 l.kv_heads, l.dim, s.block_size);
