@@ -148,7 +148,7 @@ def chain(suite: Suite, provider: Provider, folder: Path) -> Iterator[Chain]:
             started = laptop.start("up", "--yes", "--json")
         machine = wait_for_machine(account, started)
         # A token is for models of a hub; here it lies in the mailbox only to be looked for elsewhere.
-        (bucket,) = (name for name in at.store.buckets if is_mailbox(NAME, name))
+        bucket = wait_for_mailbox(at)
         at.store.put(bucket, HUB_SECRET, hub_object(secret["hub token"]))
         instance = replace(
             at.instance(machine.user_data, machine.id),
@@ -199,6 +199,15 @@ def wait_for_machine(account: CloudAccount, started: subprocess.Popen[str]) -> M
         assert time.monotonic() < deadline, "the account has no machine"
         time.sleep(0.1)
     return machine
+
+
+def wait_for_mailbox(at: Site) -> str:
+    """The name of its bucket, which is made beside the machine."""
+    deadline = time.monotonic() + MADE_S
+    while (name := next((one for one in at.store.buckets if is_mailbox(NAME, one)), None)) is None:
+        assert time.monotonic() < deadline, "the store has no mailbox"
+        time.sleep(0.1)
+    return name
 
 
 def wait_for_role(account: CloudAccount, at: Site) -> RoleCredentials:

@@ -65,7 +65,7 @@ def test_a_missing_model_is_told_and_the_next_order_goes_on_from_there(tmp_path:
 
 @pytest.mark.slow
 def test_a_disk_without_room_for_the_weights_is_told_and_goes_on_once_there_is(tmp_path: Path) -> None:
-    with journey("bookworm", "alicloud", tmp_path, disk="700m") as made:
+    with journey("bookworm", "alicloud", tmp_path, disk="450m") as made:
         release = made.order()
         made.guest.boot()
         status = made.wait_failed("disk full")
