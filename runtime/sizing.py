@@ -344,8 +344,9 @@ def cpu_pool_bytes(free_bytes: int, asked: int | None) -> int:
 
 
 def cpu_weights_bytes(model: ModelSpec, *, dtype: str, quantization: str | None = None) -> int:
-    """Weights in RAM: the layers, the embeddings as a table in dtype, and the output layer, packed, even if it is tied
-    to the table; in int8 it is quantized as the layers are."""
+    """Weights in RAM, at most: the layers, the embeddings as a table in dtype, and the output layer, packed, even if it
+    is tied to the table; in int8 it is quantized as the layers are. In float32, what bfloat16 holds exactly takes half:
+    the table always, the rest where there is a compiler for the kernels."""
     width, vocabulary = element_bytes(dtype), model.vocab_size * model.hidden_size
     layers = weights_bytes(model, dtype=dtype, quantization=quantization) - embedding_elements(model) * width
     head_width = LINEAR_BYTES["int8"] if quantization == "int8" else width

@@ -37,8 +37,9 @@ from runtime.engine.scheduler import Scheduler
 from runtime.ipc import Heartbeat, Progress, Ready
 from runtime.model.group import Group, join
 
-CPU_CHUNK_S = 1.0  # a step on a CPU should not take longer: /health and aborts wait for it
-CPU_CHUNK_TOKENS = (16, 2048)
+CPU_CHUNK_S = 0.125  # of a step with prompts: those that already get tokens wait for it
+CPU_CHUNK_TOKENS = (16, 128, 2048)  # at least, enough that reading the weights is little of it, at most
+CPU_STEP_S = 1.0  # what a step of enough tokens may take: /health and aborts wait for it
 REHEARSAL_TOKENS = 128
 REHEARSALS = 3
 GPU_CHUNK_TOKENS = (2048, 8192)  # cards below and from 40 GiB
@@ -170,13 +171,19 @@ def size_engine(runner: Runner, deployment: Deployment) -> tuple[Scheduler, floa
 
 
 def _cpu_budget(runner: Runner, options: EngineOptions) -> tuple[int, float]:
-    """Tokens that a step may take so that it stays within CPU_CHUNK_S, and its predicted seconds."""
+    """Tokens that a step may take, and the seconds of such a step."""
     # The best of several: the first warms oneDNN's caches, and what else runs on the machine only adds time.
     per_token = min(runner.rehearse(REHEARSAL_TOKENS, 1) for _ in range(REHEARSALS)) / REHEARSAL_TOKENS
-    low, high = CPU_CHUNK_TOKENS
-    measured = max(low, min(high, int(CPU_CHUNK_S / per_token) // low * low))
-    budget = options.max_batched_tokens or measured
+    budget = options.max_batched_tokens or cpu_step_tokens(per_token)
     return budget, budget * per_token
+
+
+def cpu_step_tokens(per_token: float) -> int:
+    """Tokens of a step where a prompt's token takes `per_token` seconds: as many as take CPU_CHUNK_S; but enough of
+    them as long as they take no more than CPU_STEP_S."""
+    low, enough, high = CPU_CHUNK_TOKENS
+    wanted = max(CPU_CHUNK_S / per_token, min(enough, CPU_STEP_S / per_token))
+    return max(low, min(high, int(wanted) // low * low))
 
 
 def _gpu_budget(runner: Runner, options: EngineOptions) -> tuple[int, float]:
