@@ -110,7 +110,7 @@ def start(target: LocalTarget, spec: DeploymentSpec, *, yes: bool) -> str:
     except KeyboardInterrupt:
         raise StoppedError(
             "stopped by Ctrl-C while starting",
-            why="it may go on in the background",
+            why=f"it may go on in the background; `deployctl down {spec.name}` ends it",
             next_command=f"deployctl up --name {spec.name}",
         ) from None
     return order.release

@@ -38,14 +38,14 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 release = read_release(Path(sys.argv[1]))
-before = resident("VmRSS:")
+before, own = resident("VmRSS:"), resident("RssAnon:")
 runner = load_runner(release, Group(0, release.options.tensor_parallel), lambda share: None)
-print(resident("VmHWM:") - before, resident("VmRSS:") - before)
+print(resident("VmHWM:") - before, resident("RssAnon:") - own)
 """
 
 
 def load(release: Path) -> tuple[int, int]:
-    """Bytes of resident memory that loading needed at most, and that it kept."""
+    """Bytes of resident memory that loading needed at most, and of anonymous memory that it kept."""
     argv = [sys.executable, "-c", LOAD, str(release)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     peak, kept = map(int, done.stdout.split())
