@@ -24,7 +24,7 @@ from runtime.model.matrix import Matrices, Piece
 from runtime.model.rope import rope_table
 from runtime.model_spec import ModelSpec, MoeSpec
 from runtime.ops.batch import Batch
-from runtime.ops.ops import Block, DenseMlp, Layer, Linear, Mlp, Ops, as_is, not_fused
+from runtime.ops.ops import Block, DenseMlp, Layer, Linear, Mlp, Ops, as_is, in_bfloat16, not_fused
 
 
 class Decoder:
@@ -168,8 +168,8 @@ class _Loader:
 
     def lookup(self, embedding: Tensor) -> Linear:
         """tokens [T] → [T, H]. A token outside this rank's rows adds zeros to the sum over the ranks."""
-        if embedding.dtype == torch.float32 and torch.equal((halves := embedding.bfloat16()).float(), embedding):
-            embedding = halves  # the same numbers in half the memory
+        if self.dtype == torch.float32 and (halves := in_bfloat16(embedding)) is not None:
+            embedding = halves
         if self.group.size == 1:
             return lambda tokens: F.embedding(tokens, embedding).to(self.dtype)
         first, count = self.share.vocab.start, len(self.share.vocab)

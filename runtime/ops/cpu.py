@@ -13,7 +13,7 @@ from runtime.ops import int8, reference
 from runtime.ops.batch import Batch
 from runtime.ops.cpu_kernels import CpuKernels, load_library
 from runtime.ops.cpu_panels import Panels
-from runtime.ops.ops import REFERENCE, Linear, Ops, one_by_one, unpacked
+from runtime.ops.ops import REFERENCE, Linear, Ops, in_bfloat16, one_by_one, unpacked
 
 # oneDNN picks the packed layout for a number of rows; measured on AVX-512, 32 is within noise of the best at every
 # batch size, while a layout for no number is up to 7× slower at one row.
@@ -34,10 +34,8 @@ def cpu_ops(quantization: str | None = None) -> Ops:
     kernels, panels = CpuKernels(library), Panels(library)
 
     def pack_exact(weight: Tensor, bias: Tensor | None) -> Linear:
-        halves = weight.bfloat16()
-        if torch.equal(halves.float(), weight):  # as most checkpoints have it: half the memory, the same numbers
-            return panels.pack_bf16(halves, bias)
-        return kernels.pack_linear(weight, bias)
+        halves = in_bfloat16(weight)
+        return kernels.pack_linear(weight, bias) if halves is None else panels.pack_bf16(halves, bias)
 
     exact = unpacked(pack_exact, torch.float32)
     pack = unpacked(panels.pack_int8, torch.float32) if is_int8 else exact

@@ -16,6 +16,9 @@ struct PanelLinear {
   int64_t out, in;
 };
 
+// `size` in whole units.
+constexpr int64_t padded(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
+
 // Room for `count` numbers, uninitialized.
 template <class T>
 class Scratch {

@@ -23,7 +23,7 @@ float* room(int64_t count) {
   return held->data();
 }
 
-constexpr int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }  // to whole lines of the cache
+constexpr int64_t LINE = 16;  // numbers
 
 }  // namespace
 
@@ -54,8 +54,8 @@ void dc_layer(const DenseLayer* layer, const Step* step, void* keys, void* value
   const Step& s = *step;
   const int64_t tokens = s.tokens, hidden = l.o.out, inner = l.down.in, attended = l.heads * l.dim;
   const int64_t rows = std::min(tokens, MLP_ROWS);
-  const int64_t wide = padded(std::max(tokens * l.qkv.out, rows * l.gate_up.out)), second = padded(tokens * attended);
-  const int64_t first = std::max(second, padded(rows * inner));
+  const int64_t wide = padded(std::max(tokens * l.qkv.out, rows * l.gate_up.out), LINE);
+  const int64_t second = padded(tokens * attended, LINE), first = std::max(second, padded(rows * inner, LINE));
   float* w = room(wide + first + second + rows * hidden);
   float *a = w + wide, *b = a + first, *c = b + second;
   dc_panel_linear(&l.qkv, x, w, tokens);

@@ -27,8 +27,6 @@ constexpr int64_t PANEL = 16, LINE = 64;      // outputs of a panel; bytes of on
 constexpr int64_t PARALLEL_MACS = 1 << 17;    // below so many products a parallel region costs more than it saves
 constexpr int64_t CACHED_BYTES = 768 << 10;   // rows of x that stay in L2 beside a panel while the panels pass
 
-constexpr int64_t padded(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
-
 constexpr int64_t panel_outputs(int64_t out) { return padded(out, 2 * PANEL); }
 
 #if defined(__x86_64__)

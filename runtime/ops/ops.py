@@ -79,6 +79,12 @@ class Ops:
     fuse: Callable[[Layer, Tensor, Tensor, float, float], Block | None] = not_fused
 
 
+def in_bfloat16(weight: Tensor) -> Tensor | None:
+    """The numbers of `weight` (float32) in half the memory, as most checkpoints have them; None if that loses any."""
+    halves = weight.bfloat16()
+    return halves if torch.equal(halves.float(), weight) else None
+
+
 def as_is(weight: Tensor) -> Weight:
     return weight
 

@@ -116,9 +116,8 @@ def _memory(samples: list[Sample]) -> str:
     ]
     head = ["process", "begin", "end", "highest", "growth", "slope per 1,000 requests"]
     return (
-        f"{asked:,} requests without faults, after a quarter as warm-up. `growth`: what was steady from the first "
-        "third to the last, which lie two thirds of the requests apart: twice the smaller step between "
-        "medians of thirds.\n\n" + _table(head, rows)
+        f"{asked:,} requests without faults, after a quarter as warm-up. `growth`: from the median of the first third "
+        "to that of the last, which lie two thirds of the requests apart.\n\n" + _table(head, rows)
     )
 
 

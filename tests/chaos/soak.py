@@ -240,11 +240,6 @@ def memory_of(samples: Sequence[Sample]) -> dict[str, list[float]]:
 
 
 def growth(values: Sequence[float]) -> float:
-    """MiB of a steady growth from the first third to the last: twice the smaller of the two steps between medians of
-    thirds. A leak goes on through both; one large body under way, or the first that a process met, is in one only.
-    """
+    """MiB between the medians of the first and the last third: one large body that is under way is no growth."""
     third = max(1, len(values) // 3)
-    begin, middle, end = (
-        statistics.median(part) for part in (values[:third], values[third:-third] or values, values[-third:])
-    )
-    return 2 * min(middle - begin, end - middle)
+    return statistics.median(values[-third:]) - statistics.median(values[:third])
