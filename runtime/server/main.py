@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import socket
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 _FIRST_PASSED_FD = 3  # systemd's socket protocol
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_MAPPED_BYTES = 128 * 1024  # glibc's own value, until the first large block that is freed raises it
 
 
 def run(release: Path, run_dir: Path, keys: Path, status: Path, tls: Path | None = None) -> int:
@@ -48,7 +51,19 @@ def run(release: Path, run_dir: Path, keys: Path, status: Path, tls: Path | None
         )
         return 3
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the engine needs the cores
+    return_large_blocks()
     return _serve(listener, context, deployment, release, run_dir, keys, status)
+
+
+def return_large_blocks() -> None:
+    """Every block of 128 KiB and more goes back to the system when it is freed, where the C library is glibc.
+
+    By itself glibc stops doing so at the first one: a large body would leave its size behind in each thread's heap
+    (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def _serve(

@@ -4,7 +4,7 @@
     python scripted.py server RELEASE RUN             python scripted.py engine RELEASE RUN
 
 With SCRIPTED_VM=1 the agent is that of a cloud's VM, but for systemd and the metadata service; the file AWAY in the
-mailbox folder keeps it from its mailbox.
+mailbox folder keeps it from its mailbox. With SCRIPTED_AGENT=0 there is none until it is asked for.
 
 What the engine does is written in the deployment's served name: `ok`, `slow` (percent moves until the file `go` is
 in the release folder), `stuck` (the same, but the percent stays), `silent` (the same, once it has loaded), `refuse`
@@ -43,8 +43,9 @@ def supervise(state: Path, mailbox: Path, port: int) -> int:
         return EXIT_ALREADY_RUNNING
     run_dir = str(make_run_dir(state))
     me = (sys.executable, str(HERE))
+    watched = os.environ.get("SCRIPTED_AGENT") != "0"
     units = (
-        UnitSpec("agent", (*me, "agent", str(state), str(mailbox)), stop_s=3.0),
+        UnitSpec("agent", (*me, "agent", str(state), str(mailbox)), autostart=watched, stop_s=3.0),
         UnitSpec("server", (*me, "server", RELEASE_MARK, run_dir), listens=True, stop_s=2.0),
         UnitSpec("engine", (*me, "engine", RELEASE_MARK, run_dir), autostart=False, stop_s=2.0),
     )
@@ -210,14 +211,14 @@ def faint_once(sign: Path) -> None:
 def engine(release: str, run_dir: str) -> int:
     folder = Path(release)
     behaviour = behaviour_of(release)
-    weights = json.loads((folder / "weights.json").read_text())["path"]
-    print(f"engine of {folder.name}: {behaviour}, weights in {weights}", file=sys.stderr)
+    print(f"engine of {folder.name}: {behaviour}", file=sys.stderr)
     if behaviour == "refuse":
         print("error: config.json: hidden_act: 'gelu' is not supported | hint: choose another model", file=sys.stderr)
         return 78
     if behaviour == "crash":
         print("error: the engine fell over | hint: look at the log", file=sys.stderr)
         return 70
+    print(f"weights in {json.loads((folder / 'weights.json').read_text())['path']}", file=sys.stderr)
     path = f"{run_dir}/engine.sock"
     Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)

@@ -149,7 +149,9 @@ def test_connections_during_a_server_restart_wait_and_are_not_refused(machine: M
 
 def test_a_crash_loop_ends_as_failed_with_code_and_last_line(machine: Machine) -> None:
     machine.deploy("r1", "crash")
+    machine.env["SCRIPTED_AGENT"] = "0"  # it would stop what has failed
     machine.start()
+    machine.units.start("engine")
     state = wait_for(lambda: failed(machine, "engine"), "a failed engine")
     assert state.exit_code == 70
     assert state.exits == 5
@@ -158,9 +160,23 @@ def test_a_crash_loop_ends_as_failed_with_code_and_last_line(machine: Machine) -
 
 def test_exit_78_is_not_tried_again(machine: Machine) -> None:
     machine.deploy("r1", "refuse")
+    machine.env["SCRIPTED_AGENT"] = "0"
     machine.start()
+    machine.units.start("engine")
     state = wait_for(lambda: failed(machine, "engine"), "a failed engine")
     assert (state.exit_code, state.exits) == (78, 1)
+
+
+@pytest.mark.parametrize(("behaviour", "said"), [("crash", "keeps ending (exit code 70)"), ("refuse", "hidden_act")])
+def test_an_engine_that_was_given_up_is_stopped_and_the_status_says_why(
+    machine: Machine, behaviour: str, said: str
+) -> None:
+    machine.deploy("r1", behaviour)
+    machine.start()
+    status = machine.wait_status(lambda s: s.error is not None, "an error")
+    assert status.phase == "load"
+    assert said in (status.error or "")
+    assert machine.units.state("engine").state == "stopped"
 
 
 def test_an_unknown_unit_is_refused_with_the_known_ones(machine: Machine) -> None:
