@@ -90,12 +90,12 @@ void amx_linear(const Layer& l, const float* x, float* y, int64_t rows) {
 #pragma omp parallel if (rows * l.out * l.depth > PARALLEL_MACS)
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, share(count))
     for (int64_t r = 0; r < count; ++r) {
       const int64_t at = r / TILE_ROWS * TILE_ROWS * l.depth + r % TILE_ROWS * STEP;
       cut(x + (first + r) * l.in, l.in, l.depth, high + at, middle + at, low + at);
     }
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, share(pairs))
     for (int64_t p = 0; p < pairs; ++p)
       for_tiles<2 * TILE_ROWS>(count, [&](int64_t row, int64_t upper, int64_t lower) {
         const int64_t at = row * l.depth;
@@ -173,7 +173,7 @@ void vector_linear(const Layer& l, const float* x, float* y, int64_t rows) {
   const int64_t steps = (l.out + PANELS * PANEL - 1) / (PANELS * PANEL), block = row_block(int64_t(sizeof(float)) * l.in);
 #pragma omp parallel if (rows * l.out * l.depth > PARALLEL_MACS)
   for (int64_t first = 0; first < rows; first += block)
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic, share(steps)) nowait
     for (int64_t s = 0; s < steps; ++s)
       for_rows<MAX_ROWS>(std::min(block, rows - first), [&](int64_t row, int64_t count) {
         tile_of<>(count, l, s * PANELS, x + (first + row) * l.in, y + (first + row) * l.out);

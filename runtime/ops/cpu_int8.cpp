@@ -322,12 +322,12 @@ void dc_int8_linear(const PanelLinear* layer, const float* x, float* y, int64_t 
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
     const bool tiles = in_tiles(count);  // 16 rows' groups of a step lie together
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, share(count))
     for (int64_t r = 0; r < count; ++r) {
       Quant* to = parts.data() + (tiles ? r / 16 * 16 * l.depth + r % 16 * STEP : r * l.depth);
       scale[r] = quantize_row(x + (first + r) * in, in, l.depth, to, tiles ? 16 * STEP : STEP, next);
     }
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, share(pairs))
     for (int64_t p = 0; p < pairs; ++p) pair_of_panels(l, p, count, parts.data(), next, scale, y + first * out);
   }
 }

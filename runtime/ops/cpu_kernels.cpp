@@ -382,7 +382,8 @@ template <class Kv>
 void rope_write(const Projected& in, Kv* keys, Kv* values, float* query) {
   const int64_t heads = in.heads, kv_heads = in.kv_heads, dim = in.dim, block_size = in.block_size;
   const int64_t width = (heads + 2 * kv_heads) * dim, half = dim / 2;
-#pragma omp parallel for if (in.tokens * width > PARALLEL_FLOATS / 8)  // most of it waits for lines of the cache
+  const bool is_large = in.tokens * width > PARALLEL_FLOATS / 8;  // most of it waits for lines of the cache
+#pragma omp parallel for schedule(dynamic, share(in.tokens)) if (is_large)
   for (int64_t t = 0; t < in.tokens; ++t) {
     std::vector<float> scratch(size_t(2 * dim), 0.0f);
     float *normed = scratch.data(), *rotated = normed + dim;
@@ -487,13 +488,13 @@ constexpr TileFunction TILES[] = {
 extern "C" {
 
 void dc_rms_norm(const float* x, const float* weight, float eps, float* out, int64_t tokens, int64_t hidden) {
-#pragma omp parallel for if (tokens * hidden > PARALLEL_FLOATS)
+#pragma omp parallel for schedule(dynamic, share(tokens)) if (tokens * hidden > PARALLEL_FLOATS)
   for (int64_t t = 0; t < tokens; ++t) norm_row(x + t * hidden, weight, eps, out + t * hidden, hidden);
 }
 
 void dc_add_rms_norm(const float* x, const float* residual, const float* weight, float eps, float* out, float* total,
                      int64_t tokens, int64_t hidden) {
-#pragma omp parallel for if (tokens * hidden > PARALLEL_FLOATS)
+#pragma omp parallel for schedule(dynamic, share(tokens)) if (tokens * hidden > PARALLEL_FLOATS)
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t at = t * hidden;
     for (int64_t i = 0; i < hidden; ++i) total[at + i] = x[at + i] + residual[at + i];
@@ -502,7 +503,7 @@ void dc_add_rms_norm(const float* x, const float* residual, const float* weight,
 }
 
 void dc_silu_mul(const float* gate_up, float* out, int64_t tokens, int64_t inner) {
-#pragma omp parallel for if (tokens * inner > PARALLEL_FLOATS)
+#pragma omp parallel for schedule(dynamic, share(tokens)) if (tokens * inner > PARALLEL_FLOATS)
   for (int64_t t = 0; t < tokens; ++t) {
     const float *gate = gate_up + 2 * t * inner, *up = gate + inner;
     float* to = out + t * inner;
@@ -553,7 +554,7 @@ void dc_linear(const float* x, const float* packed, const float* bias, float* y,
   const int64_t panels = (out + PANEL - 1) / PANEL, depths = (in + DEPTH - 1) / DEPTH, depth = (in + depths - 1) / depths;
   for (int64_t begin = 0; begin < rows; begin += ROW_BLOCK) {
     const int64_t block = std::min(ROW_BLOCK, rows - begin), tiles = (block + MAX_ROWS - 1) / MAX_ROWS;
-#pragma omp parallel for schedule(static) if (out * in > PARALLEL_FLOATS)
+#pragma omp parallel for schedule(dynamic, share(panels)) if (out * in > PARALLEL_FLOATS)
     for (int64_t p = 0; p < panels; ++p)
       for (int64_t k = 0; k < in; k += depth)
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
