@@ -49,7 +49,8 @@ soak: env-dev ## the same with 20,000 requests; writes its report to docs/benchm
 
 gpu-check: ## what needs an NVIDIA GPU, tests and measurements, in under nine minutes; says so when there is none
 	@if nvidia-smi -L >/dev/null 2>&1; then \
-	  $(MAKE) --no-print-directory env-dev && nvidia-smi -L && $(BIN)/python -m bench.gpu $(ARGS); \
+	  $(if $(GPU_PYTHON),:,$(MAKE) --no-print-directory env-dev) && nvidia-smi -L && \
+	  $(or $(GPU_PYTHON),$(BIN)/python) -m bench.gpu $(ARGS); \
 	else echo "gpu-check: no NVIDIA GPU on this machine (nvidia-smi -L fails), so nothing was checked"; fi
 
 clean: ## remove the virtual environment and tool caches (run `make down` first)

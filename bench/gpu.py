@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ import msgspec
 from bench.gpu_models import SHAPES, TINY_SHAPES
 from bench.gpu_report import ModelResult, Report, SuiteRun, markdown
 from bench.gpu_runs import LOAD, TINY_LOAD, EngineRun, GpuLimits, PeerRun, math_dtype
-from bench.machine import describe_machine, our_versions
+from bench.machine import describe_machine, installed_versions
 from bench.output import RESULTS, ROOT, command_line, save, say, today
 
 BUDGET_S = 510.0  # of all parts; what does not fit any more is left out, and the report says so
@@ -44,40 +45,59 @@ class Clock:
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
-    clock = Clock(time.monotonic() + BUDGET_S)
-    tests = [] if options.skip_tests else run_tests(clock)
-    limits = run_part(clock, GpuLimits, "limits", options)
-    shapes = TINY_SHAPES if options.tiny else SHAPES
-    engines = [run_part(clock, EngineRun, "engine", options, "--shape", shape.name) for shape in shapes]
-    # Last: should the time end, it is a peer that is missing.
-    peers = [
-        run_part(clock, PeerRun, "peer", options, "--shape", shape.name) if shape.name in PEER_SHAPES else None
-        for shape in shapes
-    ]
-    report = Report(
+    empty = Report(
         date=today(),
         command=command_line("bench.gpu", argv),
         machine=describe_machine(ROOT),
-        versions=our_versions(),
+        versions=installed_versions("torch", "triton", "transformers"),
         dtype=math_dtype(options.device),
         load=TINY_LOAD if options.tiny else LOAD,
-        limits=limits if isinstance(limits, GpuLimits) else None,
-        tests=tests,
-        models=[
-            ModelResult(
-                shape=shape,
-                engine=engine if isinstance(engine, EngineRun) else None,
-                peer=peer if isinstance(peer, PeerRun) else None,
-            )
-            for shape, engine, peer in zip(shapes, engines, peers, strict=True)
-        ],
-        problems=[found for found in (limits, *engines, *peers) if isinstance(found, str)],
+        limits=None,
+        tests=[],
+        models=[ModelResult(shape, None, None) for shape in (TINY_SHAPES if options.tiny else SHAPES)],
+        problems=[],
     )
-    text = markdown(report)
-    print(text)
-    if not options.tiny:
-        save(options.out, f"gpu-{report.date}", text, asdict(report))
-    return int(bool(report.problems) or any(not test.passed for test in tests))
+    report = empty
+    for report in measure(empty, Clock(time.monotonic() + BUDGET_S), options):
+        if not options.tiny:  # after each part: the machine may be taken away
+            save(options.out, f"gpu-{report.date}", markdown(report), asdict(report))
+    print(markdown(report))
+    return int(bool(report.problems) or any(not test.passed for test in report.tests))
+
+
+def measure(report: Report, clock: Clock, options: argparse.Namespace) -> Iterator[Report]:
+    """The report after each part."""
+    if not options.skip_tests:
+        # The kernels first, in several processes, because it is their compilation that takes time.
+        workers = str(min(WORKERS, len(os.sched_getaffinity(0))))
+        for name, words in (
+            ("kernels", ["tests/runtime/ops", "-n", workers]),
+            ("model and engine", ["tests/runtime/model", "tests/runtime/engine"]),
+        ):
+            yield (report := replace(report, tests=[*report.tests, run_tests(clock, name, words)]))
+    yield (report := add(report, run_part(clock, GpuLimits, "limits", options)))
+    names = [result.shape.name for result in report.models]
+    for index, name in enumerate(names):
+        yield (report := add(report, run_part(clock, EngineRun, "engine", options, "--shape", name), index))
+    # Last: should the time end, it is a peer that is missing.
+    for index, name in enumerate(names):
+        if name in PEER_SHAPES:
+            yield (report := add(report, run_part(clock, PeerRun, "peer", options, "--shape", name), index))
+
+
+def add(report: Report, found: GpuLimits | EngineRun | PeerRun | str, index: int = 0) -> Report:
+    """The report with what a part has found, or why it found nothing. `index`: of the model."""
+    models = list(report.models)
+    match found:
+        case str():
+            return replace(report, problems=[*report.problems, found])
+        case GpuLimits():
+            return replace(report, limits=found)
+        case EngineRun():
+            models[index] = replace(models[index], engine=found)
+        case PeerRun():
+            models[index] = replace(models[index], peer=found)
+    return replace(report, models=models)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -89,14 +109,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run_tests(clock: Clock) -> list[SuiteRun]:
-    """The kernels first, in several processes, because it is their compilation that takes time; then the rest."""
-    workers = str(min(WORKERS, len(os.sched_getaffinity(0))))
-    kernels, rest = ["tests/runtime/ops", "-n", workers], ["tests/runtime", "--ignore=tests/runtime/ops"]
-    return [_run_tests(clock, name, words) for name, words in (("kernels", kernels), ("model and engine", rest))]
-
-
-def _run_tests(clock: Clock, name: str, words: list[str]) -> SuiteRun:
+def run_tests(clock: Clock, name: str, words: list[str]) -> SuiteRun:
     say(f"tests: {name}")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *words]
     try:
@@ -110,6 +123,8 @@ def _run_tests(clock: Clock, name: str, words: list[str]) -> SuiteRun:
         )
     except subprocess.TimeoutExpired:
         return SuiteRun(name, passed=False, summary="not finished in time")
+    if done.returncode:
+        say(done.stdout[-6000:])
     lines = done.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return SuiteRun(name, passed=done.returncode == 0, summary="; ".join([*lines[-1:], *failed[:5]]))
@@ -131,7 +146,10 @@ def run_part(clock: Clock, kind: type[Found], part: str, options: argparse.Names
     if done.returncode:
         say(done.stderr[-3000:])
         return f"{title}: {(done.stderr.strip().splitlines() or ['ended without a word'])[-1]}"
-    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=kind)
+    try:
+        return msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=kind)
+    except msgspec.DecodeError as error:
+        return f"{title}: what it printed is no result: {error}"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from provision.process import children
@@ -39,7 +40,16 @@ def describe_machine(root: Path) -> Machine:
 
 def our_versions() -> dict[str, str]:
     """Of what decides our speed; the project's own is the commit."""
-    return {name: version(name) for name in ("torch", "uvicorn", "tokenizers")}
+    return installed_versions("torch", "uvicorn", "tokenizers")
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """By distribution name; one that is not installed is left out."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def peak_bytes(pid: int) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gpu import add
 from bench.gpu_models import SHAPES, RandomWeights
 from bench.gpu_report import ModelResult, Report, SuiteRun, active_layer_weights, decode_limit, markdown, prefill_flop_s
 from bench.gpu_runs import LOAD, EngineRun, GpuLimits, PeerRun
-from bench.machine import Machine
+from bench.machine import Machine, installed_versions
 from runtime import sizing
 from runtime.model.checkpoint import Columns, Rows
 
@@ -95,6 +96,19 @@ def test_what_was_not_measured_is_named_and_not_a_zero() -> None:
     page = markdown(replace(REPORT, limits=None, models=[ModelResult(QWEN2, None, None)], problems=["peer: no time"]))
     assert "- peer: no time" in page
     assert "0.00" not in page
+
+
+def test_each_part_is_in_the_report_as_soon_as_it_has_ended() -> None:
+    report = replace(REPORT, limits=None, models=[ModelResult(shape, None, None) for shape in (QWEN2, QWEN3)])
+    report = add(add(add(report, LIMITS), RUN, 1), "engine Qwen2.5-7B: not finished after 120 s")
+    report = add(report, PeerRun("5.0", "sdpa", 1000.0), 1)
+    assert report.limits == LIMITS
+    assert report.models == [ModelResult(QWEN2, None, None), ModelResult(QWEN3, RUN, PeerRun("5.0", "sdpa", 1000.0))]
+    assert "- engine Qwen2.5-7B: not finished after 120 s" in markdown(report)
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert set(installed_versions("torch", "there-is-no-such-package")) == {"torch"}
 
 
 def test_random_weights_are_cut_as_the_checkpoints_are() -> None:
