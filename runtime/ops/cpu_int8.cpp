@@ -49,14 +49,13 @@ inline int32_t four(const Quant* x) {
 
 // ROWS rows of x [.., depth], whose fine parts lie `next` numbers behind the coarse, times PANELS neighbouring panels.
 template <int ROWS, int PANELS>
-void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t next, const float* scale, float* y) {
+__attribute__((noinline)) void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t next, const float* scale,
+                                              float* y) {
   const int8_t* w = l.packed + panel * PANEL * l.depth;
-  __m512i acc[ROWS][PARTS][PANELS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int part = 0; part < PARTS; ++part)
-      for (int p = 0; p < PANELS; ++p) acc[r][part][p] = _mm512_setzero_si512();
+  __m512i acc[ROWS][PARTS][PANELS] = {};
   for (int64_t k = 0; k < l.depth; k += GROUP) {
     __m512i weight[PANELS];
+#pragma GCC unroll 2
     for (int p = 0; p < PANELS; ++p) {
       const int8_t* at = w + p * PANEL * l.depth + k * PANEL;
       prefetch(at + 32 * LINE);
@@ -68,10 +67,15 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t next,
       for (int part = 0; part < PARTS; ++part) {
         const __m512i token = _mm512_set1_epi32(four(x + part * next + r * l.depth + k));
 #pragma GCC unroll 2
-        for (int p = 0; p < PANELS; ++p) acc[r][part][p] = _mm512_dpbusd_epi32(acc[r][part][p], token, weight[p]);
+        for (int p = 0; p < PANELS; ++p) {
+          acc[r][part][p] = _mm512_dpbusd_epi32(acc[r][part][p], token, weight[p]);
+          asm("" : "+v"(acc[r][part][p]));  // it stays in its register: GCC 12 moved most of them to memory
+        }
       }
   }
+#pragma GCC unroll 6
   for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
     for (int p = 0; p < PANELS; ++p) finish(l, panel + p, acc[r][0][p], acc[r][1][p], scale[r], y + r * l.out);
 }
 
@@ -105,13 +109,9 @@ inline __m256i add_products(__m256i sums, __m256i token, __m256i weight) {
 // outputs; the sums of its even and of its odd pairs of inputs lie beside each other.
 template <int ROWS, int QUARTERS>
 __attribute__((noinline)) void add_quarters(const int8_t* w, const Quant* x, int64_t depth, int64_t end, float* sums) {
-  __m256i acc[ROWS][QUARTERS];
-#pragma GCC unroll 6
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int q = 0; q < QUARTERS; ++q) acc[r][q] = _mm256_setzero_si256();
+  __m256i acc[ROWS][QUARTERS] = {};
   int64_t k = 0;
-  do {  // at least once: else the compiler keeps accumulators in memory
+  do {  // at least once: else the compiler keeps them in memory
     prefetch(w + 32 * LINE);
     __m256i weight[QUARTERS];
 #pragma GCC unroll 4
@@ -123,18 +123,23 @@ __attribute__((noinline)) void add_quarters(const int8_t* w, const Quant* x, int
       std::memcpy(&four, x + r * depth + k, sizeof four);
       const __m256i token = _mm256_set1_epi64x(four);
 #pragma GCC unroll 4
-      for (int q = 0; q < QUARTERS; ++q) acc[r][q] = add_products(acc[r][q], token, weight[q]);
+      for (int q = 0; q < QUARTERS; ++q) {
+        acc[r][q] = add_products(acc[r][q], token, weight[q]);
+        asm("" : "+x"(acc[r][q]));  // as above
+      }
     }
     w += LINE;
     k += GROUP;
   } while (k < end);
 #pragma GCC unroll 6
-  for (int r = 0; r < ROWS; ++r) {
-    int32_t pairs[8 * QUARTERS];
-#pragma GCC unroll 4
-    for (int q = 0; q < QUARTERS; ++q) _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + 8 * q), acc[r][q]);
-    for (int c = 0; c < 4 * QUARTERS; ++c) sums[r * PANEL + c] += float(pairs[2 * c] + pairs[2 * c + 1]);
-  }
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+    for (int q = 0; q < QUARTERS; q += 2) {
+      const __m256 both = _mm256_hadd_ps(_mm256_cvtepi32_ps(acc[r][q]), _mm256_cvtepi32_ps(acc[r][q + 1]));
+      const __m256 eight = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(both), 0b11'01'10'00));
+      float* to = sums + r * PANEL + 4 * q;
+      _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), eight));
+    }
 }
 
 template <int ROWS, int PANELS>
@@ -143,10 +148,10 @@ void rows_by_panels(const Layer& l, int64_t panel, const Quant* x, int64_t, cons
   constexpr int QUARTERS = ROWS <= 3 ? 4 : 2;  // at once: 12 accumulators of 16 registers
   const int8_t* w = l.packed + panel * PANEL * l.depth;
   float sums[ROWS][PANEL] = {};
-  for (int64_t begin = 0; begin < l.depth; begin += EXACT)
+  for (int64_t begin = 0; begin < l.depth; begin += 2 * EXACT)  // a sum has every other pair of inputs
     for (int q = 0; q < 4; q += QUARTERS) {
       const int8_t* at = w + begin * PANEL + q * 16;
-      add_quarters<ROWS, QUARTERS>(at, x + begin, l.depth, std::min(EXACT, l.depth - begin), sums[0] + 4 * q);
+      add_quarters<ROWS, QUARTERS>(at, x + begin, l.depth, std::min(2 * EXACT, l.depth - begin), sums[0] + 4 * q);
     }
   for (int r = 0; r < ROWS; ++r) finish(l, panel, sums[r], scale[r], y + r * l.out);
 }
