@@ -98,7 +98,7 @@ def test_what_was_not_measured_is_named_and_not_a_zero() -> None:
     assert "0.00" not in page
 
 
-def test_each_part_is_in_the_report_as_soon_as_it_has_ended() -> None:
+def test_what_a_part_found_or_why_it_found_nothing_is_in_the_report() -> None:
     report = replace(REPORT, limits=None, models=[ModelResult(shape, None, None) for shape in (QWEN2, QWEN3)])
     report = add(add(add(report, LIMITS), RUN, 1), "engine Qwen2.5-7B: not finished after 120 s")
     report = add(report, PeerRun("5.0", "sdpa", 1000.0), 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 # Twice: glibc keeps what it has seen freed once. Small blocks after it hold the end of the heap where it is.
 PROGRAM = """
 import os, sys
@@ -32,7 +30,6 @@ def left_behind(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_a_large_body_goes_back_to_the_system() -> None:
     assert left_behind("as it is") > 8 << 20  # what the server would keep
     assert left_behind("tuned") < 2 << 20
