@@ -134,6 +134,10 @@ def _defaults() -> Iterator[str]:
         f"- `max_model_len`: the least of the model's own limit, what one request may take of the KV cache, and "
         f"{MAX_LEN_CAP} tokens.\n"
     )
+    yield (
+        "- `tensor_parallel`: on a cloud the largest size that the model can be cut into on the machine; on local and "
+        "host 1 where the model fits one GPU.\n"
+    )
     yield "- `max_num_seqs`: 64; 256 on GPUs with 40 GiB and more.\n"
     yield (
         "- `kv_cache_gib`: on GPUs what is left after weights and activations; on CPUs a quarter of free RAM, at "

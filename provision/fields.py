@@ -78,6 +78,12 @@ FIELDS: tuple[FieldDoc, ...] = (
         "auto (GPUs: as the checkpoint; CPUs: int8), none, fp8 (GPUs) or int8 (CPUs); quantizes at load what is not.",
         "fp8",
     ),
+    FieldDoc(
+        "tensor_parallel",
+        _ENGINE,
+        "GPUs that share the model. Default: all that it can be cut for (on local and host: one, where it fits).",
+        "2",
+    ),
     FieldDoc("gpu_memory_utilization", _ENGINE, "Share of GPU memory to use, 0.1 to 0.98.", "0.9"),
     FieldDoc("max_num_seqs", _ENGINE, "Requests that run at once. Default: 64; 256 on GPUs from 40 GiB.", "128"),
     FieldDoc(

@@ -262,23 +262,33 @@ class _Draft:
             self.notes.append(f"{kind} has no fp8 units: weights are kept in fp8, math is in {self.dtype}")
 
     def _choose_tp(self) -> None:
-        """The largest valid size uses all the memory and bandwidth that the model can be cut for. On this
-        machine one GPU is enough when the model fits there."""
-        self.tp = 1
-        gpus = self.machine.gpu_count
-        if self.machine.gpu is None:
+        """The size asked for. Else the largest valid one: it uses all the memory and bandwidth that the model can
+        be cut for. On this machine one GPU is enough when the model fits there."""
+        gpus, asked = self.machine.gpu_count, self.spec.tensor_parallel
+        valid = sizing.valid_tp_sizes(self.model, max(1, gpus), quantization=self.quantization)
+        self.tp = valid[-1]
+        if asked in valid:
+            self.tp = asked
+            if asked < gpus:
+                self._idle("as asked")
             return
-        self.tp = sizing.valid_tp_sizes(self.model, gpus, quantization=self.quantization)[-1]
+        if asked is not None:
+            cut = sizing.tp_problem(self.model, asked, quantization=self.quantization) if asked <= gpus else None
+            why = cut or f"this machine has {gpus or 'no'} GPU{'s' * (gpus != 1)}"
+            self.reasons.append(f"tensor_parallel {asked}: {why}; valid here: {', '.join(map(str, valid))}")
         if self.tp < gpus:
-            why = sizing.tp_problem(self.model, gpus, quantization=self.quantization)
-            idle, reason = gpus - self.tp, f": {why}" if why else ""
-            self.notes.append(f"tensor parallel is {self.tp}, not {gpus}{reason}")
-            self.warnings.append(
-                f"{idle} of {gpus} GPUs stay idle; a type with {self.tp} GPUs serves this model as well"
-            )
+            self._idle(sizing.tp_problem(self.model, gpus, quantization=self.quantization))
         if not self.spec.is_cloud and self.tp > 1 and self._need(1).pool > self.model_request_bytes():
             self.notes.append("one GPU is enough for this model here")
             self.tp = 1
+
+    def _idle(self, why: str | None) -> None:
+        gpus = self.machine.gpu_count
+        self.notes.append(f"tensor parallel is {self.tp}, not {gpus}{f': {why}' if why else ''}")
+        if self.spec.is_cloud:
+            self.warnings.append(
+                f"{gpus - self.tp} of {gpus} GPUs stay idle; a type with {self.tp} GPUs serves this model as well"
+            )
 
     def model_request_bytes(self) -> int:
         """KV cache of one request of the length asked for, or of a comfortable one, on one GPU."""

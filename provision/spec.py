@@ -39,6 +39,7 @@ from provision.values import (
     split_list,
     split_tags,
 )
+from runtime.sizing import TP_SIZES
 
 Cloud = Literal["local", "host", "aws", "alicloud"]
 NAME_PATTERN = r"^[a-z][a-z0-9-]{1,24}$"
@@ -164,6 +165,9 @@ class DeploymentSpec(BaseModel):
     rope_scaling: Rope | None = Field(default=None, description=_doc("rope_scaling"))
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(default="auto", description=_doc("dtype"))
     quantization: Literal["auto", "none", "fp8", "int8"] = Field(default="auto", description=_doc("quantization"))
+    tensor_parallel: Annotated[int, Field(ge=1, le=max(TP_SIZES)), NotBool] | None = Field(
+        default=None, description=_doc("tensor_parallel")
+    )
     gpu_memory_utilization: Annotated[float, Field(ge=0.1, le=0.98), NotBool] = Field(
         default=0.92, description=_doc("gpu_memory_utilization")
     )

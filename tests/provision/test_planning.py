@@ -190,6 +190,37 @@ def test_several_local_gpus_are_not_cut_across_when_one_is_enough() -> None:
     assert (found.fits, found.tensor_parallel) == (True, 1)
 
 
+def test_the_number_of_gpus_that_share_the_model_can_be_chosen() -> None:
+    found = plan(**AWS, instance_type="g6.12xlarge", model=Q7, tensor_parallel=2)
+    assert (found.fits, found.tensor_parallel) == (True, 2)
+    assert found.engine_options().tensor_parallel == 2
+    assert "tensor parallel is 2, not 4: as asked" in found.notes
+    assert any("2 of 4 GPUs stay idle" in warning for warning in found.warnings)
+    two = Machine("two", 64 * GIB, 60 * GIB, 16, Gpu("L4", 22 * GIB, (8, 9)), 2, free_disk_bytes=100 * GIB)
+    assert plan(two, model=Q7, tensor_parallel=2).tensor_parallel == 2
+
+
+@pytest.mark.parametrize(
+    ("machine", "values", "why"),
+    [
+        (None, {**AWS, "instance_type": "g6.48xlarge", "model": Q7, "tensor_parallel": 8}, "28 attention heads"),
+        (None, {**AWS, "instance_type": "g6.xlarge", "model": Q7, "tensor_parallel": 2}, "has 1 GPU; valid here: 1"),
+        (LAPTOP, {"model": "demo", "tensor_parallel": 3}, "tensor_parallel 3: this machine has no GPUs; valid here: 1"),
+    ],
+)
+def test_a_number_of_gpus_that_cannot_be_is_refused_with_the_valid_ones(
+    machine: Machine | None, values: dict[str, Any], why: str
+) -> None:
+    told = reason(plan(machine, **values))
+    assert why in told
+    assert "valid here: 1" in told
+
+
+def test_without_a_type_the_cheapest_with_enough_gpus_is_chosen() -> None:
+    found = plan(**AWS, model=Q7, tensor_parallel=4)
+    assert (found.fits, found.tensor_parallel, found.machine.gpu_count) == (True, 4, 4)
+
+
 # ---- money, time, warnings ----
 
 
