@@ -286,9 +286,8 @@ class _Draft:
         gpus = self.machine.gpu_count
         self.notes.append(f"tensor parallel is {self.tp}, not {gpus}{f': {why}' if why else ''}")
         if self.spec.is_cloud:
-            self.warnings.append(
-                f"{gpus - self.tp} of {gpus} GPUs stay idle; a type with {self.tp} GPUs serves this model as well"
-            )
+            smaller = f"{self.tp} GPUs" if self.tp > 1 else "one GPU"
+            self.warnings.append(f"{gpus - self.tp} of {gpus} GPUs stay idle; a type with {smaller} serves it as well")
 
     def model_request_bytes(self) -> int:
         """KV cache of one request of the length asked for, or of a comfortable one, on one GPU."""
