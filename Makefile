@@ -22,6 +22,9 @@ up: env-up ## set up, then an OpenAI endpoint on localhost from a real model
 down: env-up ## stop that endpoint and prove that nothing of it is left
 	@$(BIN)/deployctl down $(NAME)
 
+# Many tests start processes of their own, and the clouds' SDKs are compiled when they are imported: once, and kept.
+test test-all chaos soak: export PYTHONDONTWRITEBYTECODE :=
+
 test: env-dev ## set up, then the tests (without the slow ones)
 	$(PYTEST) $(TOGETHER) -m "not slow and not gpu"
 
