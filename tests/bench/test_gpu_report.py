@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 
 from bench.gpu import add
-from bench.gpu_models import SHAPES, RandomWeights
+from bench.gpu_models import SHAPES, RandomWeights, shape_named
 from bench.gpu_report import ModelResult, Report, SuiteRun, active_layer_weights, decode_limit, markdown, prefill_flop_s
-from bench.gpu_runs import LOAD, EngineRun, GpuLimits, PeerRun
+from bench.gpu_runs import LOAD, EngineRun, GpuLimits, Load, PeerRun, measure_gpu_limits, run_engine
 from bench.machine import Machine, installed_versions
 from runtime import sizing
 from runtime.model.checkpoint import Columns, Rows
+from runtime.ops import triton_attention
+from tests.lab.pretended_gpu import pretended_gpu
 
 ROOT = Path(__file__).parents[2]
 LIMITS = GpuLimits(device="NVIDIA H100 80GB HBM3", memory_gib=79.2, read_gb_s=3000.0, matmul_tflop_s=700.0)
@@ -128,3 +131,17 @@ def test_every_part_runs_on_a_cpu(words: list[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert all(value for name, value in found.items() if name.endswith("_s"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["tiny", "tiny MoE"])
+def test_the_engines_part_runs_on_a_gpu_that_is_played(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_attention, "PROGRAMS", 1)
+    load = Load(prompt=20, output=4, single_output=18, long_prompt=32, streams=2, repetitions=1)
+    with pretended_gpu() as gpu:
+        assert measure_gpu_limits(torch.device("cuda"), torch.float32, tiny=True).device == "pretended"
+        found = run_engine(shape_named(name), torch.device("cuda"), "float32", load, time.monotonic())
+        assert gpu.replays > 0
+    assert found.ops == "gpu"
+    assert min(found.single_tokens_s, found.streams_tokens_s, found.prefill_tokens_s) > 0
