@@ -27,6 +27,7 @@ from runtime.ops.ops import choose
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = {"cuda": ("fp8",), "cpu": ("int8",)}  # what a device keeps weights in, beside its dtype
 REPORT_S = 0.2  # seconds between two reports of progress
+RETURN_BYTES = 32 * 2**20  # of the checkpoint, after which what loading has freed goes back to the system
 
 log = logging.getLogger("engine")
 
@@ -98,7 +99,10 @@ def open_device(options: EngineOptions, group: Group) -> tuple[torch.device, tor
 def load_runner(
     release: Release, group: Group, on_share: Callable[[float], None], others: tuple[Channel, ...] = ()
 ) -> Runner:
-    """Loads this rank's share of the weights; tells the share of bytes done, now and then, in (0, 1]."""
+    """Loads this rank's share of the weights; tells the share of bytes done, now and then, in (0, 1].
+
+    What is freed on the way goes back now and then too: between matrices that stay, glibc would keep it.
+    """
     options = release.options
     device, dtype = open_device(options, group)
     folder = Path(release.weights.path)
@@ -124,11 +128,15 @@ class _Progress:
     tell: Callable[[float], None]
     ahead: ReadAhead
     done: int = 0
+    returned: int = 0
     last: float = 0.0
 
     def add(self, count: int) -> None:
         self.done += count
         self.ahead.advance(count)
+        if self.done - self.returned >= RETURN_BYTES:
+            self.returned = self.done
+            return_freed()
         now = time.monotonic()
         if now - self.last >= REPORT_S:
             self.last = now

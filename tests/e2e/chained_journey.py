@@ -161,6 +161,7 @@ def chain(suite: Suite, provider: Provider, folder: Path) -> Iterator[Chain]:
         at.guest.boot()
         metadata.attach(wait_for_role(account, at))
         said, told = finish(started, at)
+        assert started.returncode == 0, "\n".join([said, told, at.guest.journal("-n", "100")])
         exports = stack_outputs(at, laptop)
         secret["API key"] = exports["api_key"]
         made = Journey(

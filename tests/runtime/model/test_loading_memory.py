@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from transformers import LlamaConfig
 
 from runtime.engine.readahead import PIECE, READERS
@@ -62,7 +61,6 @@ def test_what_loading_needed_beside_the_weights_goes_back_to_the_system(tmp_path
     assert held * 0.9 < kept < held * 1.1 + SLACK, (kept, held)
 
 
-@pytest.mark.slow
 def test_a_rank_holds_its_share_and_at_most_one_file_while_it_loads(tmp_path: Path) -> None:
     checkpoints.save_config(CONFIG, tmp_path, shard="20MB")
     sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
