@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from moto.moto_api._internal import moto_api_backend  # type: ignore[attr-defined]
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
@@ -16,7 +17,8 @@ logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each 
 
 @contextmanager
 def serve_moto(host: str = "127.0.0.1") -> Iterator[str]:
-    """Its URL. Listens in the network of the calling thread."""
+    """Its URL. Listens in the network of the calling thread. Its accounts are new, and end with it: moto's last as long
+    as the process."""
     app, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
 
     def one_by_one(environ: Any, start_response: Any) -> Iterable[bytes]:
@@ -32,3 +34,4 @@ def serve_moto(host: str = "127.0.0.1") -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+        moto_api_backend.reset()
