@@ -27,7 +27,7 @@ from runtime.ops.ops import choose
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = {"cuda": ("fp8",), "cpu": ("int8",)}  # what a device keeps weights in, beside its dtype
 REPORT_S = 0.2  # seconds between two reports of progress
-RETURN_BYTES = 32 * 2**20  # of the checkpoint, after which what loading has freed goes back to the system
+RETURNS = 32  # times that what loading has freed goes back to the system on the way, whatever the model's size
 
 log = logging.getLogger("engine")
 
@@ -134,7 +134,7 @@ class _Progress:
     def add(self, count: int) -> None:
         self.done += count
         self.ahead.advance(count)
-        if self.done - self.returned >= RETURN_BYTES:
+        if (self.done - self.returned) * RETURNS >= self.total:
             self.returned = self.done
             return_freed()
         now = time.monotonic()
